@@ -1,0 +1,1 @@
+"""Encoders, caption store and FAISS index of a caption corpus."""

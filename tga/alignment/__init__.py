@@ -1,0 +1,1 @@
+"""The training objectives, their schedules and their centring."""

@@ -1,0 +1,1 @@
+"""Samples, their sources, the join with their neighbours, collation and the data module."""

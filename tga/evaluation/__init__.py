@@ -1,0 +1,1 @@
+"""Benchmarks, judges, rates with intervals, reports."""

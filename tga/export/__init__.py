@@ -1,0 +1,1 @@
+"""A trained checkpoint as a Hugging Face directory or a LLaVA projector, and back."""

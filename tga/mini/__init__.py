@@ -1,0 +1,1 @@
+"""The embedded world: glyph scenes, a small LLM, a small CLIP."""

@@ -1,0 +1,1 @@
+"""The Lightning module, callbacks and the contents of a checkpoint."""

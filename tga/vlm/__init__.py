@@ -1,0 +1,1 @@
+"""The model being aligned: families, hidden states, token spans, chat templates, freezing."""
