@@ -1,0 +1,213 @@
+"""What every command shares: the Hydra entry point, errors as one message, safe instantiation, and the run directory.
+
+A command is a function `(config) -> output directory`, wrapped by :func:`hydra_command`. A mistake of the user (an unknown
+experiment, a missing file, a layer that does not exist) ends in one message on stderr and exit code 1; a defect of the
+program ends in its traceback. Configuration objects stop here: :func:`plain` and :func:`instantiate` turn them into values.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from retrieval_index.errors import RetrievalError
+from tga.errors import UserError
+from tga.files import atomic_path, write_json
+
+CONFIG_PACKAGE = "pkg://tga.conf"
+ALLOWED_PREFIXES = ("tga.", "retrieval_index.", "torch.", "lightning.", "transformers.")
+PACKAGES = (
+    "tga-vlm", "torch", "torchvision", "transformers", "tokenizers", "lightning", "hydra-core", "open_clip_torch",
+    "sentence-transformers", "faiss-cpu", "faiss-gpu", "pyarrow", "safetensors", "numpy", "pillow",
+)  # fmt: skip
+# Where a run stands and how it is continued is not part of what it computes.
+NOT_HASHED = ("run_dir", "ckpt_path")
+
+
+def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Path | None]], Callable[[], None]]:
+    """Wrap `command(config) -> output directory` as a console entry point that composes `conf/<config_name>.yaml`.
+
+    The returned function takes its arguments from `sys.argv`, prints the output directory at the end, and leaves the process
+    with exit code 1 and one message after a user's mistake.
+    """
+
+    def decorate(command: Callable[[DictConfig], Path | None]) -> Callable[[], None]:
+        @functools.wraps(command)
+        def task(config: DictConfig) -> None:
+            _refuse_missing_values(config)
+            output = command(config)
+            if output is not None:
+                print(f"Output directory: {output}", flush=True)
+
+        run = hydra.main(version_base="1.3", config_path=CONFIG_PACKAGE, config_name=config_name)(task)
+
+        @functools.wraps(command)
+        def entry() -> None:
+            traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+            try:
+                with _hydra_raises():
+                    run()
+            except KeyboardInterrupt:
+                print("Interrupted.", file=sys.stderr)
+                sys.exit(130)
+            except Exception as error:
+                message = describe_error(error)
+                if message is None or traceback_wanted:
+                    raise
+                print(f"Error: {message}", file=sys.stderr)
+                sys.exit(1)
+
+        return entry
+
+    return decorate
+
+
+def describe_error(error: BaseException) -> str | None:
+    """The one message of a user's mistake, found along the chain of causes; None for a defect of the program."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (UserError, RetrievalError)):
+            return str(cause)
+        cause = cause.__cause__
+    if isinstance(error, MissingConfigException):
+        return str(_unknown_config(error))
+    if isinstance(error, OverrideParseException):
+        problem = UserError("An override cannot be read", given=error.override, remedy="write key=value; see --help")
+        return str(problem)
+    if isinstance(error, (ConfigCompositionException, OmegaConfBaseException)):
+        parts = [str(error)] + ([str(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else [])
+        text = " ".join(" ".join(parts).split())
+        return str(UserError(f"The configuration cannot be composed: {text}", remedy="--cfg job prints it, --help its groups"))
+    return None
+
+
+def _unknown_config(error: MissingConfigException) -> UserError:
+    """An option that a config group does not have, with those it has."""
+    if error.missing_cfg_file is None:
+        return UserError(" ".join(str(error).split()))
+    group, _, option = error.missing_cfg_file.rpartition("/")
+    remedy = f"{group}=NAME (or +{group}=NAME where the command has no default for it)" if group else None
+    return UserError(f"There is no {group or 'config'} of this name", given=option, allowed=error.options, remedy=remedy)
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Let Hydra raise what it would otherwise print, so that all errors take one way; the variable is restored."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _refuse_missing_values(config: DictConfig) -> None:
+    """Raise one error that names every `???` left in the config."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError("Values without a default are missing", given=missing, remedy=" ".join(f"{key}=VALUE" for key in missing))
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain dicts, lists and scalars."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
+    """`hydra.utils.instantiate` for targets of the allowed packages only, with plain dicts and lists as arguments.
+
+    Both the written path and the module in which the object was defined must be allowed: `torch.os.system` is refused.
+
+    Raises:
+        UserError: a `_target_` anywhere in `config` outside of `ALLOWED_PREFIXES`, or one that does not exist.
+    """
+    container = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    for target in _targets(container):
+        _check_target(target)
+    return hydra.utils.instantiate(container, *args, _convert_="all", **kwargs)
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield node["_target_"]
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _targets(value)
+
+
+def _check_target(target: Any) -> None:
+    allowed = [prefix + "*" for prefix in ALLOWED_PREFIXES]
+    refused = UserError("A _target_ may not be used", given=target, allowed=allowed, remedy="correct the config that names it")
+    if not isinstance(target, str) or not target.startswith(ALLOWED_PREFIXES):
+        raise refused
+    try:
+        found = hydra.utils.get_object(target)
+    except (ImportError, ValueError, AttributeError, HydraException) as error:
+        problem = UserError("A _target_ does not exist", given=target, remedy="correct the config that names it")
+        raise problem from error
+    if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(ALLOWED_PREFIXES):
+        raise refused
+
+
+def start_run(config: DictConfig) -> Path:
+    """Make `config.run_dir`, leave the resolved config there as config.yaml and return the directory (absolute)."""
+    directory = Path(config.run_dir).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    with atomic_path(directory / "config.yaml") as path:
+        path.write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    return directory
+
+
+def config_hash(config: DictConfig | Mapping[str, Any]) -> str:
+    """16 hex digits over the resolved config; where the run stands (`NOT_HASHED`) does not count."""
+    values = plain(config) if isinstance(config, DictConfig) else dict(config)
+    hashed = {key: value for key, value in values.items() if key not in NOT_HASHED}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """`version_<package>` of the installed packages that decide results, plus Python's."""
+    found = {"version_python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found["version_" + package.replace("-", "_")] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # not installed: it cannot have decided anything
+    return found
+
+
+def write_summary(directory: Path, values: Mapping[str, float | int | str | bool | None], config: DictConfig) -> Path:
+    """Write `directory/summary.json`: flat `values`, the config's hash, the time and the versions.
+
+    Raises:
+        TypeError: a value that is not a scalar (the summary is the contract with scripts: flat keys, numbers).
+    """
+    for key, value in values.items():
+        if not isinstance(value, (int, float, str, bool, type(None))):
+            raise TypeError(f"summary values are scalars; {key!r} is {type(value).__name__}")
+    stamp = {"config_hash": config_hash(config), "written_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    path = Path(directory) / "summary.json"
+    write_json(path, {**values, **stamp, **versions()})
+    return path
