@@ -1,1 +1,5 @@
-"""Train, measure and ship vision-language projectors that inherit the safety of their language model."""
+"""tga: vision-language projectors that inherit the safety of their language model."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""The training objectives, their schedules and their centring."""
+"""Training objectives that bring image tokens close to the text of the same meaning."""

@@ -1,1 +1,1 @@
-"""The model being aligned: families, hidden states, token spans, chat templates, freezing."""
+"""The model being aligned: where its parts are, its token spans, its templates, its hidden states."""
