@@ -1,0 +1,132 @@
+"""LLaVA's JSON as published: `[{id, image, conversations: [{from: human | gpt, value}]}]` beside a folder of pictures.
+
+The marker `<image>` may stand anywhere in the first human turn; it is taken out, since the picture always stands before that
+turn. The caption is the record's "caption" where there is one, else the answer of a record of one question and one answer
+(the image-caption data of the projector stage). All problems of a file are found before any work begins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tga.data.sample import Sample, Turn
+from tga.errors import UserError
+
+IMAGE_MARKER = "<image>"
+ROLES: dict[str, Any] = {"human": "user", "gpt": "assistant"}
+NAMED = 5  # as many culprits as an error message names
+
+
+def load_llava_json(
+    path: Path, image_root: Path, *, neighbours: Path | None = None, neighbours_used: int = 1, limit: int | None = None
+) -> list[Sample]:
+    """Read a data set; `neighbours` (a neighbours.parquet) is joined by id, `limit` keeps the first samples only.
+
+    Raises:
+        UserError: no such file, records of another shape, duplicate ids, paths outside of `image_root`, missing pictures, or
+            samples with a picture that the neighbours file does not know.
+    """
+    records = _read_records(path)[:limit]
+    _check_ids(records, path)
+    images = {index: record["image"] for index, record in enumerate(records) if record.get("image")}
+    _check_inside(images.values(), path)
+    _check_present(images.values(), image_root)
+    texts = _read_neighbours(neighbours, neighbours_used) if neighbours is not None else {}
+    if neighbours is not None:
+        unknown = [str(records[index]["id"]) for index in images if str(records[index]["id"]) not in texts]
+        if unknown:
+            problem = f"{len(unknown)} of {len(images)} samples with a picture are not in the neighbours file {neighbours}"
+            remedy = "join this data set to the index again: tga-build-index neighbours=DATA.json, or data.neighbours=null"
+            raise UserError(problem, given=unknown[:NAMED], remedy=remedy)
+    return [_to_sample(record, image_root, texts.get(str(record["id"]), ()), path) for record in records]
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    try:
+        records = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("There is no data file here", given=path, remedy="data.json=PATH") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"The data file is not JSON ({error})", given=path, remedy="data.json=PATH") from error
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+        raise UserError("The data file is not a list of records", given=path, allowed="LLaVA's JSON", remedy="data.json=PATH")
+    return records
+
+
+def _check_ids(records: list[dict[str, Any]], path: Path) -> None:
+    without = [index for index, record in enumerate(records) if not str(record.get("id", ""))]
+    if without:
+        raise UserError(f"{len(without)} records of {path} have no id", given=f"records {without[:NAMED]}")
+    seen: set[str] = set()
+    twice = [str(record["id"]) for record in records if str(record["id"]) in seen or seen.add(str(record["id"]))]
+    if twice:
+        problem = f"{len(twice)} records of {path} repeat the id of another"
+        raise UserError(problem, given=twice[:NAMED], remedy="make the ids unique: neighbours and errors go by them")
+
+
+def _check_inside(images: Iterable[str], path: Path) -> None:
+    outside = [name for name in images if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if outside:
+        problem = f"{len(outside)} pictures of {path} lie outside of the image root"
+        raise UserError(problem, given=outside[:NAMED], allowed="paths relative to data.image_root, without '..'")
+
+
+def _check_present(images: Iterable[str], image_root: Path) -> None:
+    """One directory listing per folder: half a million single look-ups take minutes on a network disk."""
+    listings: dict[str, set[str]] = {}
+    missing = []
+    for name in images:
+        folder, file = os.path.split(os.path.join(image_root, name))
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if file not in listings[folder]:
+            missing.append(name)
+    if missing:
+        problem = f"{len(missing)} pictures are missing under {image_root}"
+        raise UserError(problem, given=missing[:NAMED], remedy="data.image_root=PATH, or remove their records")
+
+
+def _read_neighbours(path: Path, used: int) -> dict[str, tuple[str, ...]]:
+    """Texts by sample id, the first `used` of each."""
+    try:
+        table = pq.read_table(path, columns=["id", "texts"])
+    except FileNotFoundError as error:
+        remedy = "tga-build-index neighbours=DATA.json makes it; data.neighbours=null trains without"
+        raise UserError("There is no neighbours file here", given=path, remedy=remedy) from error
+    texts = table.column("texts").to_pylist()
+    return {key: tuple(row[:used]) for key, row in zip(table.column("id").to_pylist(), texts, strict=True)}
+
+
+def _to_sample(record: dict[str, Any], image_root: Path, neighbours: tuple[str, ...], path: Path) -> Sample:
+    turns = _to_turns(record, path)
+    caption = record.get("caption")
+    if caption is None and len(turns) == 2:
+        caption = turns[1].text
+    image = Path(image_root) / record["image"] if record.get("image") else None
+    return Sample(str(record["id"]), image, turns, caption if image is not None else None, neighbours)
+
+
+def _to_turns(record: dict[str, Any], path: Path) -> tuple[Turn, ...]:
+    """User and assistant in turn, without the image marker.
+
+    Raises:
+        UserError: other keys or roles, a conversation that does not alternate from the user to the assistant, or an image
+            marker too many or too few.
+    """
+    fail: Callable[[str], UserError] = lambda why: UserError(f"A record of {path} {why}", given=f"id {record['id']}")  # noqa: E731
+    try:
+        turns = [Turn(ROLES[entry["from"]], entry["value"]) for entry in record["conversations"]]
+    except (KeyError, TypeError) as error:
+        raise fail("is not of the form {id, image, conversations: [{from: human | gpt, value}]}") from error
+    if not turns or len(turns) % 2 or any(turn.role != ("user", "assistant")[i % 2] for i, turn in enumerate(turns)):
+        raise fail("does not alternate between human and gpt, beginning with human")
+    markers = sum(turn.text.count(IMAGE_MARKER) for turn in turns)
+    if markers > 1 or (markers == 1 and not record.get("image")):
+        raise fail(f"has {markers} image markers and {int(bool(record.get('image')))} pictures; at most one of each is read")
+    return tuple(Turn(turn.role, turn.text.replace(IMAGE_MARKER, "").strip()) for turn in turns)
