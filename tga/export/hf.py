@@ -1,0 +1,67 @@
+"""A model and its processor as a Hugging Face directory that plain transformers loads, without `tga`.
+
+What is written is the complete model (language model, vision tower, trained projector), its generation settings, its processor
+with chat template, and a model card. Nothing in the directory refers to this package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from tga.errors import UserError
+from tga.export.card import ModelCard, render_card
+from tga.files import atomic_directory
+
+MAX_SHARD_SIZE = "5GB"
+
+
+def export_hf(model: PreTrainedModel, processor: ProcessorMixin, out_dir: str | Path, card: ModelCard) -> Path:
+    """Write `model` and `processor` to `out_dir` (replaced as a whole, and only once it is complete) and return it.
+
+    The weights keep the dtype they have. Parameters are saved under the names that transformers uses on disk.
+
+    Raises:
+        UserError: `out_dir` exists and is no earlier export (no config.json in it).
+    """
+    target = Path(out_dir).absolute()
+    refuse_foreign_directory(target)
+    usage = USAGE.format(model_class=type(model).__name__)
+    with atomic_directory(target) as directory:
+        model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
+        processor.save_pretrained(directory)
+        (directory / "README.md").write_text(render_card(card, usage), encoding="utf-8")
+    return target
+
+
+def refuse_foreign_directory(target: Path) -> None:
+    """Raise a UserError where an export would replace something that is not an export.
+
+    A directory may be replaced when it is empty or holds a config.json and the card of an earlier export.
+    """
+    if not target.exists():
+        return
+    is_export = (target / "config.json").is_file() and (target / "README.md").is_file()
+    if target.is_dir() and (is_export or not any(target.iterdir())):
+        return
+    raise UserError(
+        "The output exists and is no earlier export, so it is not replaced",
+        given=target,
+        allowed="a new path, an empty directory, or the directory of an earlier export",
+        remedy="output=ANOTHER/PATH, or move what is there",
+    )
+
+
+USAGE = """```python
+from transformers import AutoProcessor, {model_class}
+
+model = {model_class}.from_pretrained("PATH")
+processor = AutoProcessor.from_pretrained("PATH")
+messages = [{{"role": "user", "content": [{{"type": "image", "url": "PICTURE"}}, {{"type": "text", "text": "Describe the image."}}]}}]
+inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
+```
+"""
