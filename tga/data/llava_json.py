@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -119,7 +119,10 @@ def _to_turns(record: dict[str, Any], path: Path) -> tuple[Turn, ...]:
         UserError: other keys or roles, a conversation that does not alternate from the user to the assistant, or an image
             marker too many or too few.
     """
-    fail: Callable[[str], UserError] = lambda why: UserError(f"A record of {path} {why}", given=f"id {record['id']}")  # noqa: E731
+
+    def fail(why: str) -> UserError:
+        return UserError(f"A record of {path} {why}", given=f"id {record['id']}")
+
     try:
         turns = [Turn(ROLES[entry["from"]], entry["value"]) for entry in record["conversations"]]
     except (KeyError, TypeError) as error:

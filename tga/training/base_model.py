@@ -1,0 +1,61 @@
+"""Which frozen parts a run stands on: named in every checkpoint, loaded again from there, never copied into it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tga.errors import UserError
+from tga.vlm.assemble import assemble_llava, load_llava
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A VLM by name: either a complete one (`vlm`) or an LLM and a vision tower to be joined by a fresh projector.
+
+    Each name is a local directory or a hub id. `seed` decides the fresh projector; the `vision_feature` fields hold for parts
+    only, a complete VLM brings its own.
+
+    Raises:
+        UserError: neither or both ways of naming the model are used.
+    """
+
+    llm: str | None = None
+    vision_tower: str | None = None
+    vlm: str | None = None
+    vision_feature_layer: int = -2
+    vision_feature_select_strategy: str = "default"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        parts = self.llm is not None and self.vision_tower is not None
+        if parts == (self.vlm is not None) or (self.llm is None) != (self.vision_tower is None):
+            given = f"llm={self.llm}, vision_tower={self.vision_tower}, vlm={self.vlm}"
+            allowed = "llm and vision_tower, or vlm alone"
+            raise UserError("The model is not named in one way", given=given, allowed=allowed, remedy="model.llm=PATH ...")
+
+    def load(self, *, dtype: torch.dtype, attn_implementation: str) -> tuple[Any, Any]:
+        """The model and its processor."""
+        if self.vlm is not None:
+            return load_llava(self.vlm, dtype, attn_implementation)
+        assert self.llm is not None and self.vision_tower is not None
+        return assemble_llava(
+            self.llm,
+            self.vision_tower,
+            vision_feature_layer=self.vision_feature_layer,
+            vision_feature_select_strategy=self.vision_feature_select_strategy,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            seed=self.seed,
+        )
+
+    def located(self) -> dict[str, Any]:
+        """The fields as a plain dict; names that are local directories become absolute paths."""
+        fields = asdict(self)
+        for key in ("llm", "vision_tower", "vlm"):
+            if fields[key] is not None and Path(fields[key]).is_dir():
+                fields[key] = str(Path(fields[key]).absolute())
+        return fields

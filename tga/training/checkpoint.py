@@ -1,0 +1,131 @@
+"""Checkpoints that hold what was trained, and name what was not.
+
+A checkpoint is Lightning's (optimiser, scheduler, loops, data position, random states) with two differences: its `state_dict` has
+the trainable parameters only (and the centre of the cosines, where one is used), and `hyper_parameters` is a plain dict that
+names the base model. So it loads with `weights_only=True` anywhere. Loading is strict both ways.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tga.errors import UserError
+from tga.training.base_model import BaseModel
+
+MODEL_PREFIX = "model."  # the attribute of the LightningModule under which the VLM stands
+NAMED = 4
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """What a checkpoint says.
+
+    Attributes:
+        path: the file.
+        base: the model that the weights belong to.
+        weights: the trained parameters by their name in the VLM (`model.multi_modal_projector.linear_1.weight`, ...).
+        centre: `[layers, width]` subtracted before the cosines, or None.
+        step: optimiser steps done.
+        hyper_parameters: the plain dict stored, `base_model` included.
+    """
+
+    path: Path
+    base: BaseModel
+    weights: dict[str, Tensor]
+    centre: Tensor | None
+    step: int
+    hyper_parameters: dict[str, Any]
+
+
+def read_checkpoint(path: Path) -> TrainedWeights:
+    """Read a training checkpoint on the CPU.
+
+    Raises:
+        UserError: no such file, or not a checkpoint of `tga-train`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("There is no checkpoint here", given=path, allowed="a .ckpt file in a run's checkpoints folder")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        hyper_parameters = dict(content["hyper_parameters"])
+        base = BaseModel(**hyper_parameters["base_model"])
+    except (pickle.UnpicklingError, KeyError, TypeError, RuntimeError, EOFError) as error:
+        raise UserError(f"This is not a checkpoint of tga-train ({error})", given=path) from error
+    state = content["state_dict"]
+    weights = {key.removeprefix(MODEL_PREFIX): value for key, value in state.items() if key.startswith(MODEL_PREFIX)}
+    return TrainedWeights(path, base, weights, state.get("centre"), int(content["global_step"]), hyper_parameters)
+
+
+def restore_model(path: Path, *, dtype: torch.dtype, attn_implementation: str) -> tuple[Any, Any]:
+    """The VLM of a checkpoint, in eval mode, with its processor: the base model with the trained weights put in."""
+    trained = read_checkpoint(path)
+    model, processor = trained.base.load(dtype=dtype, attn_implementation=attn_implementation)
+    put_weights(model, trained.weights, source=str(path))
+    return model.eval(), processor
+
+
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy named weights into the model, cast to its dtype; every name must exist with the same shape.
+
+    Raises:
+        UserError: see :func:`require_same`.
+    """
+    parameters = dict(model.named_parameters())
+    expected = {name: parameters[name] for name in weights if name in parameters}
+    require_same(weights, expected, source=source)
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+
+
+def require_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> None:
+    """Compare names and shapes before anything is loaded.
+
+    Raises:
+        UserError: a message that names both sides: what only the checkpoint has, what only the model has, and shapes that differ.
+    """
+    problems = []
+    if extra := sorted(set(found) - set(expected)):
+        problems.append(f"only the checkpoint has {_some(extra)}")
+    if missing := sorted(set(expected) - set(found)):
+        problems.append(f"only the model has {_some(missing)}")
+    differing = [
+        f"{name} is {list(found[name].shape)} in the checkpoint and {list(expected[name].shape)} in the model"
+        for name in sorted(set(found) & set(expected))
+        if found[name].shape != expected[name].shape
+    ]
+    problems.extend(differing[:NAMED])
+    if problems:
+        remedy = "use the model that the checkpoint names (its base_model), or another checkpoint"
+        raise UserError(f"The checkpoint does not fit the model: {'; '.join(problems)}", given=source, remedy=remedy)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def latest_checkpoint(directory: Path) -> Path:
+    """The checkpoint of the most steps in a run's `checkpoints` folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(Path(directory).glob("step-*.ckpt"))
+    if not found:
+        remedy = "run_dir=DIRECTORY of the run to continue, or ckpt_path=null to start afresh"
+        raise UserError("There is no checkpoint to continue from", given=directory, allowed="step-*.ckpt", remedy=remedy)
+    return found[-1]
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
