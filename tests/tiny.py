@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
-    CLIPImageProcessorPil,
+    CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
     LlamaConfig,
@@ -103,9 +103,9 @@ def tiny_clip_vision(image: int = 28, patch: int = 14) -> CLIPVisionModel:
     return CLIPVisionModel(config).eval()
 
 
-def tiny_image_processor(image: int = 28) -> CLIPImageProcessorPil:
+def tiny_image_processor(image: int = 28) -> CLIPImageProcessor:
     """CLIP preprocessing to `image` x `image` pixels."""
-    return CLIPImageProcessorPil(size={"shortest_edge": image}, crop_size={"height": image, "width": image})
+    return CLIPImageProcessor(size={"shortest_edge": image}, crop_size={"height": image, "width": image})
 
 
 def tiny_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
