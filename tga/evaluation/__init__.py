@@ -1,1 +1,1 @@
-"""Benchmarks, judges, rates with intervals, reports."""
+"""Measuring a VLM: questions, greedy answers, judges, rates with intervals, cosines, reports and comparisons."""

@@ -1,0 +1,135 @@
+"""Greedy answers in batches: left padding, a KV cache, and rows that leave the batch when they have ended.
+
+The prompt runs through the whole VLM when it holds pictures and through the language model alone when it does not; every
+later token runs through the language model alone, for the pictures are in the cache by then. Questions of similar
+length share a batch. The answers are those of `model.generate(do_sample=False)` (tested), in the order of the questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import DynamicCache
+
+from tga.evaluation.prompts import PromptBatch, prompt_batch, prompt_text
+from tga.evaluation.questions import Question
+from tga.vlm.families import Family, component
+
+
+def answer_questions(
+    model: Any,
+    processor: Any,
+    family: Family,
+    questions: Sequence[Question],
+    *,
+    chat_template: str = "tokenizer",
+    plain_template: str = "plain",
+    batch_size: int = 100,
+    max_new_tokens: int = 48,
+    description: str = "answering",
+    show_progress: bool = True,
+) -> list[str]:
+    """Greedy answers to the questions, one string each, without special tokens and outer blanks.
+
+    chat_template, plain_template: names of `tga.vlm.templates` for questions of format "chat" and "plain".
+    batch_size: pictures (or text questions) that are processed at once. Deterministic for a given batch size.
+    """
+    texts = [prompt_text(processor, question, chat_template, plain_template) for question in questions]
+    answers = [""] * len(questions)
+    ends = end_token_ids(model, processor)
+    with evaluating(model), tqdm(total=len(questions), desc=description, unit="q", disable=not show_progress) as bar:
+        for rows in _batches(questions, texts, batch_size):
+            images = [questions[row].image for row in rows if questions[row].image is not None]
+            batch = prompt_batch(model, processor, family, [texts[row] for row in rows], images)
+            tokens = greedy_tokens(model, family, batch, end_ids=ends, max_new_tokens=max_new_tokens)
+            decoded = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            for row, answer in zip(rows, decoded, strict=True):
+                answers[row] = answer.strip()
+            bar.update(len(rows))
+    return answers
+
+
+@torch.inference_mode()
+def greedy_tokens(
+    model: Any, family: Family, batch: PromptBatch, *, end_ids: Sequence[int], max_new_tokens: int
+) -> list[list[int]]:
+    """The most likely continuation of each prompt, without the end token; at most `max_new_tokens` tokens.
+
+    batch: left-padded prompts [batch, tokens] with the pictures of all rows, or without any.
+    """
+    step = _next_logits(model, family)
+    ends = torch.tensor(list(end_ids), device=batch.input_ids.device)
+    answers: list[list[int]] = [[] for _ in range(len(batch.input_ids))]
+    mask = batch.attention_mask
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config.get_text_config())
+    logits = step(batch.input_ids, mask, positions, cache, batch.pixel_values)
+    rows = torch.arange(len(answers), device=mask.device)
+    last = positions[:, -1:]
+    for produced in range(1, max_new_tokens + 1):
+        token = logits.argmax(dim=-1)
+        going = ~torch.isin(token, ends)
+        for row, value in zip(rows[going].tolist(), token[going].tolist(), strict=True):
+            answers[row].append(value)
+        if produced == max_new_tokens or not bool(going.any()):
+            break
+        if not bool(going.all()):  # rows that have ended leave the batch and its cache
+            kept = going.nonzero().squeeze(1)
+            cache.batch_select_indices(kept)
+            token, mask, rows, last = token[kept], mask[kept], rows[kept], last[kept]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        last = last + 1
+        logits = step(token[:, None], mask, last, cache, None)
+    return answers
+
+
+def end_token_ids(model: Any, processor: Any) -> tuple[int, ...]:
+    """The ids that end an answer: the tokenizer's and those of the model's generation config, sorted."""
+    ids = {processor.tokenizer.eos_token_id}
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids.update(configured if isinstance(configured, (list, tuple)) else [configured])
+    return tuple(sorted(identity for identity in ids if identity is not None))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; each module's own mode comes back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+Step = Callable[[Tensor, Tensor, Tensor, DynamicCache, Tensor | None], Tensor]
+
+
+def _next_logits(model: Any, family: Family) -> Step:
+    """A function to the logits [batch, vocabulary] of the next token, in which only the last position meets the head."""
+    decoder, head = component(model, family.language_model), component(model, family.lm_head)
+
+    def step(
+        input_ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, pixel_values: Tensor | None
+    ) -> Tensor:
+        given = dict(attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        if pixel_values is None:
+            return head(decoder(input_ids=input_ids, **given).last_hidden_state[:, -1])
+        return model(input_ids=input_ids, pixel_values=pixel_values, logits_to_keep=1, **given).logits[:, -1]
+
+    return step
+
+
+def _batches(questions: Sequence[Question], texts: Sequence[str], batch_size: int) -> Iterator[list[int]]:
+    """Row numbers of batches that hold either pictures only or none, of similar prompt length."""
+    for pictured in (False, True):
+        rows = [row for row, question in enumerate(questions) if (question.image is not None) is pictured]
+        rows.sort(key=lambda row: (len(texts[row]), row))
+        for start in range(0, len(rows), batch_size):
+            yield rows[start : start + batch_size]

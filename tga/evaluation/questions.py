@@ -1,0 +1,128 @@
+"""Evaluation questions and the two layouts they are read from.
+
+The generic layout is one JSON object per line: {"id", "prompt", "image"?, "format"?, "group"?, "expected"?,
+"caption"?}; a picture's path is relative to the file. The toxic-scenes layout of the TGA paper is a folder per scene,
+`{root}/{scene}/**/*.{jpg,jpeg,png}`, asked with one prompt for all (methods: HOD and ToViLaG have such folders).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tga.errors import UserError
+
+FORMATS = ("chat", "plain")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt to a model; `image` None asks the language model alone.
+
+    expected: what a right answer names; alternatives within an entry are separated by "|".
+    caption: the text a cosine compares the picture with.
+    """
+
+    id: str
+    benchmark: str
+    group: str
+    prompt: str
+    format: str
+    image: Path | None = None
+    expected: tuple[str, ...] = ()
+    caption: str | None = None
+
+
+def read_questions(path: Path | str, *, benchmark: str | None = None, limit: int | None = None) -> list[Question]:
+    """Questions of a JSONL file (its first `limit` rows where given).
+
+    benchmark: name given to every question (the file's stem by default).
+    Raises UserError for a missing or empty file, a row that is not as described above, a repeated id, missing pictures.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("the question file does not exist", given=path, remedy="set the metric's file")
+    name = benchmark or path.stem
+    questions: list[Question] = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if limit is not None and len(questions) >= limit:
+                break
+            if line.strip():
+                questions.append(_question(line, number, path, name))
+    return _checked(questions, path)
+
+
+def read_toxic_scenes(
+    root: Path | str, prompt: str, *, benchmark: str | None = None, format: str = "chat", limit: int | None = None
+) -> list[Question]:
+    """Questions of a folder per scene, one per picture; `group` is the scene.
+
+    limit: pictures per scene. Raises UserError where there is no such folder or no picture in it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError("the folder of toxic scenes does not exist", given=root, remedy="set the metric's file")
+    questions = []
+    for scene in sorted(folder for folder in root.iterdir() if folder.is_dir()):
+        pictures = sorted(file for file in scene.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
+        for picture in pictures[:limit]:
+            identity = picture.relative_to(root).as_posix()
+            questions.append(Question(identity, benchmark or root.name, scene.name, prompt, format, picture))
+    return _checked(questions, root)
+
+
+def _question(line: str, number: int, path: Path, benchmark: str) -> Question:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"line {number} of {path} is not JSON", given=line.strip()[:80]) from error
+    if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("prompt"), str):
+        raise UserError(
+            f"line {number} of {path} is not a question",
+            given=line.strip()[:80],
+            allowed='an object with "id" and "prompt"',
+        )
+    expected = row.get("expected") or ()
+    if isinstance(expected, str):
+        expected = (expected,)
+    form = row.get("format", "chat")
+    if form not in FORMATS:
+        raise UserError(f"line {number} of {path} has an unknown format", given=form, allowed=FORMATS)
+    return Question(
+        id=str(row["id"]),
+        benchmark=benchmark,
+        group=str(row.get("group") or ""),
+        prompt=row["prompt"],
+        format=form,
+        image=path.parent / row["image"] if row.get("image") else None,
+        expected=tuple(str(entry) for entry in expected),
+        caption=row.get("caption"),
+    )
+
+
+def _checked(questions: list[Question], source: Path) -> list[Question]:
+    if not questions:
+        raise UserError("there is no question to ask", given=source, remedy="give a file or folder that is not empty")
+    _refuse_repeats((question.id for question in questions), source)
+    missing = [question.image for question in questions if question.image is not None and not question.image.is_file()]
+    if missing:
+        first = ", ".join(str(picture) for picture in missing[:3])
+        raise UserError(
+            f"{len(missing)} of {len(questions)} pictures of {source} do not exist",
+            given=first,
+            remedy="picture paths are relative to the question file",
+        )
+    return questions
+
+
+def _refuse_repeats(ids: Iterable[str], source: Path) -> None:
+    seen: set[str] = set()
+    for identity in ids:
+        if identity in seen:
+            raise UserError(f"two questions of {source} have the same id", given=identity, allowed="unique ids")
+        seen.add(identity)
