@@ -131,12 +131,14 @@ def read_projector(path: str | Path) -> dict[str, Tensor]:
 def import_projector(model: PreTrainedModel, family: Family, path: str | Path) -> None:
     """Load LLaVA's `mm_projector.bin` into the projector of `model`, in place; all names and shapes are compared first.
 
-    Values are converted to the dtype of the model's projector.
+    A config.json beside the file must agree with the model as well: the same shapes fed from another layer of the vision tower would
+    load and see nothing. Values are converted to the dtype of the model's projector.
 
     Raises:
-        UserError: any name or shape differs. The message shows both sides, and the model is as it was.
+        UserError: any name, shape or setting differs. The message shows both sides, and the model is as it was.
     """
     given = read_projector(path)
+    _compare_settings(model.config, Path(path))
     expected = projector_state(model, family)
     if shapes(given) != shapes(expected):
         raise UserError(
@@ -152,6 +154,27 @@ def import_projector(model: PreTrainedModel, family: Family, path: str | Path) -
         for part in ("weight", "bias")
     }
     projector.load_state_dict(own, strict=True)
+
+
+def _compare_settings(config: PreTrainedConfig, path: Path) -> None:
+    """Compare how the projector was fed with how `model` feeds it, where a config.json says so."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        return
+    found = json.loads(file.read_text(encoding="utf-8"))
+    expected = {
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": config.vision_feature_layer,
+        "mm_vision_select_feature": SELECT_FEATURE[config.vision_feature_select_strategy],
+    }
+    differing = [key for key, value in expected.items() if key in found and found[key] != value]
+    if differing:
+        raise UserError(
+            "The projector was trained on other vision features than this model gives, nothing was loaded",
+            given=f"{file}: " + ", ".join(f"{key}={found[key]}" for key in differing),
+            allowed="the model's " + ", ".join(f"{key}={expected[key]}" for key in differing),
+            remedy="model.vision_feature_layer=N, model.vision_feature_select_strategy=default (patch) or full (cls_patch)",
+        )
 
 
 def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

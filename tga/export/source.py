@@ -1,0 +1,92 @@
+"""Where an exported model comes from: a training checkpoint, or a named model, with a LLaVA projector put in if one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+from tga.errors import UserError
+from tga.export.llava import import_projector
+from tga.training.base_model import BaseModel
+from tga.training.checkpoint import latest_checkpoint, put_weights, read_checkpoint
+from tga.vlm.families import Family, family_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded model with what is known of it.
+
+    Attributes:
+        model: the complete model, in eval mode.
+        processor: its processor.
+        family: where its parts are.
+        base: the base model by name.
+        trained: names of the parameters that a checkpoint brought; None where there was no checkpoint.
+        hyper_parameters: the checkpoint's plain dict; empty where there was none.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    family: Family
+    base: BaseModel
+    trained: tuple[str, ...] | None
+    hyper_parameters: Mapping[str, Any]
+
+
+def source_from_checkpoint(path: str | Path, *, dtype: torch.dtype | None, attn_implementation: str = "sdpa") -> Source:
+    """The base model that a checkpoint names, with the trained weights put in.
+
+    Args:
+        path: a .ckpt file, or the directory of a run (its checkpoint of the most steps is taken).
+        dtype: of the loaded model; None takes the dtype in which the base model is stored.
+
+    Raises:
+        UserError: no checkpoint there, or one that does not fit the model that it names.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = latest_checkpoint(file / "checkpoints" if (file / "checkpoints").is_dir() else file)
+    read = read_checkpoint(file)
+    model, processor = read.base.load(dtype=dtype or stored_dtype(read.base), attn_implementation=attn_implementation)
+    put_weights(model, read.weights, source=str(file))
+    return Source(model.eval(), processor, family_of(model), read.base, tuple(sorted(read.weights)), read.hyper_parameters)
+
+
+def source_from_model(
+    base: BaseModel, *, projector: str | Path | None, dtype: torch.dtype | None, attn_implementation: str = "sdpa"
+) -> Source:
+    """The model that `base` names, with the projector of a LLaVA `mm_projector.bin` put in if one is given.
+
+    Raises:
+        UserError: the model is named by its parts and there is no projector (it would be a random one), or one that does not fit.
+    """
+    if base.vlm is None and projector is None:
+        raise UserError(
+            "A language model and a vision tower alone have no trained projector to export",
+            given=f"model.llm={base.llm}, model.vision_tower={base.vision_tower}",
+            allowed="checkpoint=PATH of a training run, projector=PATH of a LLaVA projector, or model.vlm=PATH of a complete model",
+            remedy="add one of these",
+        )
+    model, processor = base.load(dtype=dtype or stored_dtype(base), attn_implementation=attn_implementation)
+    family = family_of(model)
+    if projector is not None:
+        import_projector(model, family, projector)
+    return Source(model.eval(), processor, family, base, None, {})
+
+
+def stored_dtype(base: BaseModel) -> torch.dtype:
+    """The dtype in which the language model is stored, as its config says; float32 where it does not say."""
+    name = base.vlm or base.llm
+    config = AutoConfig.from_pretrained(name)
+    found = config.dtype or config.get_text_config().dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def base_llm_config(base: BaseModel) -> PreTrainedConfig | None:
+    """The config of the language model as it was before `<image>` was added; None where only the whole VLM is named."""
+    return None if base.llm is None else AutoConfig.from_pretrained(base.llm)
