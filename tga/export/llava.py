@@ -30,8 +30,8 @@ from tga.vlm.families import Family, component
 
 PROJECTOR_FILE = "mm_projector.bin"
 PREFIX = "model.mm_projector."
-# Position in LLaVA's nn.Sequential(Linear, GELU, Linear) -> attribute of transformers' projector.
-POSITIONS = {"0": "linear_1", "2": "linear_2"}
+# Where the linear layers stand in LLaVA's nn.Sequential(Linear, GELU, Linear), in the order of Family.projector_layers.
+POSITIONS = ("0", "2")
 SELECT_FEATURE = {"default": "patch", "full": "cls_patch"}
 
 
@@ -64,7 +64,7 @@ def projector_state(model: PreTrainedModel, family: Family) -> dict[str, Tensor]
     """The projector's tensors under LLaVA's names: contiguous copies on the CPU, in the dtype they have."""
     own = component(model, family.projector).state_dict()
     state = {}
-    for position, attribute in POSITIONS.items():
+    for position, attribute in zip(POSITIONS, family.projector_layers, strict=True):
         for part in ("weight", "bias"):
             tensor = own.pop(f"{attribute}.{part}", None)
             if tensor is None:
@@ -150,7 +150,7 @@ def import_projector(model: PreTrainedModel, family: Family, path: str | Path) -
     projector = component(model, family.projector)
     own = {
         f"{attribute}.{part}": given[f"{PREFIX}{position}.{part}"]
-        for position, attribute in POSITIONS.items()
+        for position, attribute in zip(POSITIONS, family.projector_layers, strict=True)
         for part in ("weight", "bias")
     }
     projector.load_state_dict(own, strict=True)

@@ -1,0 +1,82 @@
+"""Export a loaded source in one of the formats, with a card made of what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tga.errors import UserError
+from tga.export.card import ModelCard
+from tga.export.hf import export_hf
+from tga.export.llava import export_llava
+from tga.export.source import Source, base_llm_config
+
+FORMATS = ("hf", "llava")
+
+
+def export_source(source: Source, out_dir: str | Path, card: ModelCard, *, format: str) -> Path:
+    """Write `source` to `out_dir` as a Hugging Face directory (`hf`) or LLaVA projector (`llava`); returns the directory.
+
+    Raises:
+        UserError: an unknown format; or `llava` for a checkpoint that trained more than the projector, which would be lost.
+    """
+    if format == "hf":
+        return export_hf(source.model, source.processor, out_dir, card)
+    if format != "llava":
+        raise UserError("There is no such export format", given=format, allowed=", ".join(FORMATS), remedy="format=hf")
+    prefix = source.family.projector + "."
+    others = [name for name in source.trained or () if not name.startswith(prefix)]
+    if others:
+        raise UserError(
+            "LLaVA's format holds the projector alone, and this checkpoint trained more",
+            given=f"{len(others)} other trained parameters, the first {others[0]}",
+            allowed="a checkpoint of a projector stage",
+            remedy="format=hf",
+        )
+    return export_llava(source.model, source.family, out_dir, card, base_llm_config(source.base))
+
+
+def card_of(
+    source: Source,
+    *,
+    name: str,
+    method: str | None = None,
+    figures: Mapping[str, Any] | None = None,
+    llm_name: str | None = None,
+    vision_tower_name: str | None = None,
+) -> ModelCard:
+    """The card of `source`.
+
+    Args:
+        name: the title.
+        method: how the projector was trained; None takes the checkpoint's `method`, if it has one.
+        figures: a summary as `tga-evaluate` writes it; what is no measured number (versions, hashes, times) is left out.
+        llm_name, vision_tower_name: what the card calls the base models instead of the path that was loaded, as a hub id tells
+            another reader more than a directory of this machine.
+    """
+    base, config = source.base, source.model.config
+    settings = {key: value for key, value in source.hyper_parameters.items() if key not in ("base_model", "method")}
+    return ModelCard(
+        name=name,
+        base_llm=llm_name or base.llm or config.text_config.name_or_path or f"the language model of {base.vlm}",
+        base_vision_tower=vision_tower_name
+        or base.vision_tower
+        or config.vision_config.name_or_path
+        or f"the vision tower of {base.vlm}",
+        method=method or str(source.hyper_parameters.get("method", "not recorded")),
+        settings=dict(_flat(settings)),
+        figures=_measured(figures or {}),
+    )
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _measured(summary: Mapping[str, Any]) -> dict[str, float | int]:
+    return {key: value for key, value in summary.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
