@@ -23,14 +23,17 @@ from tga.errors import UserError
 class SeededBatches(Sampler[list[int]]):
     """Indices by batch, over all epochs, beginning at batch number `start`. The last batch of an epoch may be short."""
 
-    def __init__(self, samples: int, batch_size: int, epochs: int, seed: int) -> None:
+    def __init__(
+        self, samples: int, batch_size: int, epochs: int, seed: int, max_batches: int | None = None
+    ) -> None:
         self.samples, self.batch_size, self.epochs, self.seed = samples, batch_size, epochs, seed
         self.per_epoch = math.ceil(samples / batch_size)
+        self.total = min(self.per_epoch * epochs, max_batches if max_batches is not None else self.per_epoch * epochs)
         self.start = 0
 
     def __len__(self) -> int:
         """All batches of the run, wherever it starts: the trainer counts on from where it was."""
-        return self.per_epoch * self.epochs
+        return self.total
 
     def __iter__(self) -> Iterator[list[int]]:
         order: list[int] = []
@@ -95,12 +98,13 @@ class SampleData(lightning.LightningDataModule):
         batch_size: int,
         epochs: int,
         seed: int,
+        max_batches: int | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
         self.samples, self.collate = samples, collate
-        self.batches = SeededBatches(len(samples), batch_size, epochs, seed)
+        self.batches = SeededBatches(len(samples), batch_size, epochs, seed, max_batches)
         self.num_workers, self.pin_memory = num_workers, pin_memory
 
     @property
@@ -111,6 +115,7 @@ class SampleData(lightning.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """The loader; its position is kept in the checkpoint by the trainer."""
         workers: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": self.pin_memory}
+        workers["generator"] = torch.Generator()  # the loader's own draws must not move the global generator
         if self.num_workers:
             workers |= {"prefetch_factor": 4, "multiprocessing_context": "spawn"}
         return ResumableLoader(self.samples, self.batches, collate_fn=self.collate, **workers)

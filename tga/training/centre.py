@@ -1,0 +1,71 @@
+"""The centre of the cosines: the mean pooled state of a seeded sample of captions, computed once before the training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from tga.alignment.centring import corpus_mean
+from tga.alignment.objective import Objective
+from tga.data.collate import Collator
+from tga.errors import UserError
+from tga.training.spans import pool_layers
+from tga.vlm.families import Family
+from tga.vlm.hidden_states import text_hidden_states
+
+
+def caption_centre(
+    model: nn.Module,
+    family: Family,
+    collator: Collator,
+    captions: Sequence[str],
+    layers: tuple[int, ...],
+    *,
+    count: int,
+    seed: int,
+    device: torch.device,
+    console: Console,
+    batch_size: int = 64,
+) -> Tensor:
+    """Mean pooled state of `count` captions drawn without replacement (all of them where there are fewer).
+
+    Returns:
+        `[layers, width]` float32 on the CPU.
+
+    Raises:
+        UserError: there are no captions.
+    """
+    if not captions:
+        raise UserError("The data has no captions to take the centre from", remedy="alignment.centred=false")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = sorted((captions[i] for i in torch.randperm(len(captions), generator=generator)[:count].tolist()), key=len)
+
+    def pooled() -> Iterator[Tensor]:
+        starts = range(0, len(drawn), batch_size)
+        for start in track(starts, "centre of the captions", console=console, transient=True):
+            ids, attention, span = (t.to(device) for t in collator.texts(drawn[start : start + batch_size]))
+            with torch.no_grad():
+                states = text_hidden_states(model, family, ids, attention, layers)
+            means, present = pool_layers(states, span, layers)
+            yield means[:, present]
+
+    return corpus_mean(pooled())
+
+
+def with_centre(objective: Any, centre: Tensor, layers: tuple[int, ...]) -> Objective:
+    """The objective with the rows of `centre` `[layers, width]` that belong to its own layers.
+
+    Raises:
+        UserError: an objective without a field `centre`.
+    """
+    if not any(field.name == "centre" for field in dataclasses.fields(objective)):
+        allowed = "objectives with a centre, such as TGA"
+        raise UserError("This objective cannot be centred", given=type(objective).__name__, allowed=allowed)
+    rows = centre[[layers.index(layer) for layer in objective.layers]]
+    return dataclasses.replace(objective, centre=rows)

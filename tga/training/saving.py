@@ -1,0 +1,81 @@
+"""When checkpoints are written, and what is put back when a run continues.
+
+Files are `step-<steps, eight digits>.ckpt`, written beside their place and renamed: whatever has such a name is complete, and the
+highest is the last. A kill at any moment loses the steps since then and nothing else.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+
+from tga.files import atomic_path
+
+
+class SaveCheckpoints(lightning.Callback):
+    """Write a checkpoint every `every_steps` optimiser steps and at the end, and keep the newest `keep`.
+
+    The callback's own state is the state of the random generators, so that it travels in the same file.
+    """
+
+    def __init__(self, directory: Path, *, every_steps: int, keep: int) -> None:
+        self.directory, self.every_steps, self.keep = Path(directory), every_steps, keep
+        self._saved_at = -1
+        self._restored: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Put the random generators back, as late as possible: building the trainer and the loader may draw from them."""
+        if self._restored is not None:
+            _restore_random_state(self._restored)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is time, once per optimiser step; always at the last one."""
+        step = trainer.global_step
+        last = trainer.is_last_batch
+        if step != self._saved_at and step > 0 and (last or (self.every_steps and step % self.every_steps == 0)):
+            self._save(trainer, step)
+
+    def _save(self, trainer: lightning.Trainer, step: int) -> None:
+        with atomic_path(self.directory / f"step-{step:08d}.ckpt") as path:
+            trainer.save_checkpoint(path)
+        self._saved_at = step
+        for old in sorted(self.directory.glob("step-*.ckpt"))[: -self.keep]:
+            old.unlink()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random generators' states, as tensors and plain values."""
+        return _random_state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until the training starts."""
+        self._restored = state_dict
+
+
+def _random_state() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(internal), gauss],
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])

@@ -1,0 +1,92 @@
+"""The numbers of a training run, checked before any work; conf/training has the same names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tga.errors import UserError
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long, how fast, in which precision, and what is kept.
+
+    Attributes:
+        batch_size: samples per forward; `accumulate_batches` of them make an optimiser step.
+        max_steps: stop after so many optimiser steps (the schedule shrinks with it); None for all epochs.
+        warmup_ratio: share of the steps in which the learning rate rises.
+        centre_captions: captions that the centre is the mean of, where an objective is centred.
+        save_every, keep_checkpoints: optimiser steps between checkpoints (0: only at the end), and how many stay.
+        log_every, gradient_norm_every: optimiser steps between rows of metrics.jsonl and between gradient norms (0: never).
+    """
+
+    epochs: int = 1
+    max_steps: int | None = None
+    batch_size: int = 32
+    accumulate_batches: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_ratio: float = 0.03
+    min_lr_ratio: float = 0.0
+    gradient_clip_norm: float | None = None
+    lm_weight: float = 1.0
+    precision: str = "32-true"
+    gradient_checkpointing: bool = False
+    accelerator: str = "auto"
+    num_workers: int = 0
+    seed: int = 0
+    centre_captions: int = 2048
+    save_every: int = 500
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    gradient_norm_every: int = 100
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if self.precision not in PRECISIONS:
+            allowed = ", ".join(PRECISIONS)
+            raise UserError("Unknown precision", given=self.precision, allowed=allowed, remedy="training.precision=...")
+        positive: dict[str, Any] = {
+            "epochs": self.epochs, "batch_size": self.batch_size, "accumulate_batches": self.accumulate_batches,
+            "learning_rate": self.learning_rate, "log_every": self.log_every, "keep_checkpoints": self.keep_checkpoints,
+            "centre_captions": self.centre_captions, "max_steps": 1 if self.max_steps is None else self.max_steps,
+        }  # fmt: skip
+        wrong = [f"{name}={value}" for name, value in positive.items() if value <= 0]
+        wrong += [f"warmup_ratio={self.warmup_ratio}"] if not 0 <= self.warmup_ratio < 1 else []
+        if wrong:
+            allowed = "positive numbers, warmup_ratio in [0, 1)"
+            raise UserError("Training settings out of range", given=wrong, allowed=allowed, remedy="training.NAME=VALUE")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A data-dependent start of the projector, see `tga.vlm.projector_init`; `images` training pictures decide it."""
+
+    eps: float
+    output_std_ratio: float
+    images: int = 512
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a finished training leaves and how it went.
+
+    Attributes:
+        steps: optimiser steps of the whole run; `samples` and `train_s` are those of this process (less after a resume).
+        guide_gradient_norm: the objectives' gradient with respect to what trains, at the last measurement; NaN without objectives.
+        losses: the terms of the last step.
+    """
+
+    checkpoint: Path
+    steps: int
+    samples: int
+    train_s: float
+    samples_per_s: float
+    guide_gradient_norm: float
+    losses: dict[str, float]
+    trainable_parameters: int
