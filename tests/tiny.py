@@ -35,7 +35,7 @@ CHAT_TEMPLATE = (
     "{% elif message['role'] == 'assistant' %}ASSISTANT: "
     "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
     "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
 
