@@ -1,0 +1,187 @@
+"""Samples -> one batch: tokens, labels, span masks, pixel values, and the texts that are fed to the language model alone.
+
+Prompts and texts are padded on the right. Pictures are decoded one by one and go through the image processor together. The
+image tokens are written out by us and must equal what the vision tower gives (`tga.vlm.image_tokens`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tga.data.sample import Sample
+from tga.errors import UserError
+from tga.vlm.lm_loss import IGNORED_LABEL
+from tga.vlm.templates import render
+from tga.vlm.token_spans import Encoded, encode, encode_text
+
+RETRIEVED = ("prompt", "loss", "none")
+
+
+@dataclass
+class Batch:
+    """What one training step takes. `P` samples of the batch have a picture; order is kept.
+
+    Attributes:
+        ids: the samples' ids.
+        input_ids, attention_mask, labels: `[batch, tokens]` int64; labels are -100 where ignored.
+        pixel_values: `[P, 3, height, width]` float32, None without pictures.
+        image_mask, retrieved_mask: `[batch, tokens]` bool; the latter is False throughout where no text is in the prompt.
+        caption_ids, caption_attention_mask: `[batch, caption tokens]` int64; caption_mask: bool, without padding and BOS.
+        retrieved_ids, retrieved_attention_mask, retrieved_text_mask: the same of the retrieved text, None unless it is fed to
+            the language model alone.
+    """
+
+    ids: list[str]
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    pixel_values: Tensor | None
+    image_mask: Tensor
+    retrieved_mask: Tensor
+    caption_ids: Tensor
+    caption_attention_mask: Tensor
+    caption_mask: Tensor
+    retrieved_ids: Tensor | None = None
+    retrieved_attention_mask: Tensor | None = None
+    retrieved_text_mask: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from which copies to a GPU do not wait."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Any) -> Batch:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Batch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+class Collator:
+    """Builds batches of one template; it can be sent to data workers.
+
+    Args:
+        processor: a LlavaProcessor; its tokenizer and image processor are used.
+        template: "plain", "vicuna_v1" or "tokenizer", see `tga.vlm.templates`.
+        image_tokens: of one picture, from `tga.vlm.image_tokens.check_image_tokens`.
+        retrieved: "prompt": the retrieved text stands before the image; "loss": it is fed to the language model alone; "none".
+        max_length: tokens of a prompt, and of a caption or retrieved text; what is longer is cut at its end.
+
+    Raises:
+        UserError: an unknown value of `retrieved`.
+    """
+
+    def __init__(self, processor: Any, template: str, *, image_tokens: int, retrieved: str, max_length: int) -> None:
+        if retrieved not in RETRIEVED:
+            allowed = ", ".join(RETRIEVED)
+            raise UserError("Unknown use of the retrieved text", given=retrieved, allowed=allowed, remedy="alignment.retrieved=...")
+        self.tokenizer, self.image_processor = processor.tokenizer, processor.image_processor
+        self.image_token = processor.image_token
+        self.template, self.image_tokens, self.retrieved, self.max_length = template, image_tokens, retrieved, max_length
+        pad = self.tokenizer.pad_token_id
+        self.pad_token_id = pad if pad is not None else self.tokenizer.eos_token_id
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Collate.
+
+        Raises:
+            UserError: a picture that cannot be read, or a prompt whose image tokens do not fit into `max_length`; it names the
+                sample.
+        """
+        prompts = [self._prompt(sample) for sample in samples]
+        input_ids = self._pad([prompt.input_ids for prompt in prompts], self.pad_token_id)
+        attention = self._pad([torch.ones_like(prompt.input_ids) for prompt in prompts], 0)
+        with_image = [sample for sample in samples if sample.image is not None]
+        captions = self.texts([sample.caption or "" for sample in samples])
+        apart: Sequence[Tensor | None] = (None, None, None)
+        if self.retrieved == "loss":
+            apart = self.texts(["\n".join(sample.neighbours) for sample in samples])
+        return Batch(
+            [sample.id for sample in samples],
+            input_ids,
+            attention,
+            self._pad([prompt.labels for prompt in prompts], IGNORED_LABEL),
+            self.pictures(with_image) if with_image else None,
+            self._pad([prompt.image_mask for prompt in prompts], 0),
+            self._pad([prompt.retrieved_mask for prompt in prompts], 0),
+            *captions,
+            *apart,
+        )
+
+    def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Texts as they are fed to the language model alone.
+
+        Returns:
+            ids and attention mask `[batch, tokens]` int64, and the span to pool, `[batch, tokens]` bool: without padding and
+            BOS, empty for an empty text (which still attends to one token, since attention to nothing has no value).
+        """
+        encoded = [encode_text(self.tokenizer, text) if text else self._nothing() for text in texts]
+        ids = [tokens[: self.max_length] for tokens, _ in encoded]
+        attention = self._pad([torch.ones_like(tokens) for tokens in ids], 0)
+        span = self._pad([mask[: self.max_length] for _, mask in encoded], 0)
+        return self._pad(ids, self.pad_token_id), attention, span
+
+    def pictures(self, samples: Sequence[Sample]) -> Tensor:
+        """`[samples, 3, height, width]` float32 of samples that have a picture.
+
+        Raises:
+            UserError: a file that is no picture or cannot be read.
+        """
+        images = [_open(sample.image, sample.id) for sample in samples if sample.image is not None]
+        return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+
+    def _prompt(self, sample: Sample) -> Encoded:
+        """Tokens of one sample, cut to `max_length`."""
+        retrieved = "\n".join(sample.neighbours) if self.retrieved == "prompt" else ""
+        rendered = render(
+            [(turn.role, turn.text) for turn in sample.turns],
+            template=self.template,
+            tokenizer=self.tokenizer,
+            image=sample.image is not None,
+            retrieved=retrieved or None,
+            image_token=self.image_token,
+        )
+        encoded = encode(rendered, self.tokenizer, image_tokens=self.image_tokens, image_token=self.image_token)
+        kept = slice(None, self.max_length)
+        if int(encoded.image_mask.sum()) != int(encoded.image_mask[kept].sum()):
+            given = f"sample {sample.id}: {len(encoded.input_ids)} tokens, the image's end at {_last(encoded.image_mask) + 1}"
+            allowed = f"image tokens within the first {self.max_length}"
+            remedy = "data.max_length=... larger, or data.neighbours_used=... smaller"
+            raise UserError("A prompt is too long for its image", given=given, allowed=allowed, remedy=remedy)
+        return Encoded(
+            encoded.input_ids[kept],
+            encoded.labels[kept],
+            encoded.image_mask[kept],
+            encoded.retrieved_mask[kept],
+            encoded.images,
+        )
+
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor([self.pad_token_id]), torch.tensor([False])
+
+    @staticmethod
+    def _pad(rows: list[Tensor], value: int) -> Tensor:
+        return pad_sequence(rows, batch_first=True, padding_value=value)
+
+
+def _open(path: Path, sample_id: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        remedy = "replace the file, or remove its record"
+        raise UserError(f"A picture cannot be read ({error})", given=f"{path} of sample {sample_id}", remedy=remedy) from error
+
+
+def _last(mask: Tensor) -> int:
+    return int(mask.nonzero()[-1])
