@@ -1,8 +1,9 @@
 """Greedy answers in batches: left padding, a KV cache, and rows that leave the batch when they have ended.
 
-The prompt runs through the whole VLM when it holds pictures and through the language model alone when it does not; every
-later token runs through the language model alone, for the pictures are in the cache by then. Questions of similar
-length share a batch. The answers are those of `model.generate(do_sample=False)` (tested), in the order of the questions.
+The prompt runs through the whole VLM when it holds pictures and through the language model alone when it does not;
+every later token runs through the language model alone, for the pictures are in the cache by then. Questions of
+similar length share a batch. The answers are those of `model.generate(do_sample=False)` (tested), in the order of the
+questions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from tga.evaluation.prompts import PromptBatch, prompt_batch, prompt_text
+from tga.evaluation.prompts import PromptBatch, prompt_batch, prompt_rows
 from tga.evaluation.questions import Question
 from tga.vlm.families import Family, component
 
@@ -39,13 +40,15 @@ def answer_questions(
     chat_template, plain_template: names of `tga.vlm.templates` for questions of format "chat" and "plain".
     batch_size: pictures (or text questions) that are processed at once. Deterministic for a given batch size.
     """
-    texts = [prompt_text(processor, question, chat_template, plain_template) for question in questions]
+    templates = {"chat_template": chat_template, "plain_template": plain_template}
     answers = [""] * len(questions)
     ends = end_token_ids(model, processor)
     with evaluating(model), tqdm(total=len(questions), desc=description, unit="q", disable=not show_progress) as bar:
-        for rows in _batches(questions, texts, batch_size):
-            images = [questions[row].image for row in rows if questions[row].image is not None]
-            batch = prompt_batch(model, processor, family, [texts[row] for row in rows], images)
+        prompts = prompt_rows(model, processor, family, questions, **templates)
+        for rows in _batches(questions, prompts, batch_size):
+            pictures = [picture for row in rows if (picture := questions[row].image) is not None]
+            chosen = [prompts[row] for row in rows]
+            batch = prompt_batch(model, processor, family, chosen, pictures, padding_side="left")
             tokens = greedy_tokens(model, family, batch, end_ids=ends, max_new_tokens=max_new_tokens)
             decoded = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
             for row, answer in zip(rows, decoded, strict=True):
@@ -112,13 +115,13 @@ Step = Callable[[Tensor, Tensor, Tensor, DynamicCache, Tensor | None], Tensor]
 
 
 def _next_logits(model: Any, family: Family) -> Step:
-    """A function to the logits [batch, vocabulary] of the next token, in which only the last position meets the head."""
+    """A function to the logits [batch, vocabulary] of the next token; only the last position meets the head."""
     decoder, head = component(model, family.language_model), component(model, family.lm_head)
 
     def step(
         input_ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, pixel_values: Tensor | None
     ) -> Tensor:
-        given = dict(attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
         if pixel_values is None:
             return head(decoder(input_ids=input_ids, **given).last_hidden_state[:, -1])
         return model(input_ids=input_ids, pixel_values=pixel_values, logits_to_keep=1, **given).logits[:, -1]
@@ -126,10 +129,10 @@ def _next_logits(model: Any, family: Family) -> Step:
     return step
 
 
-def _batches(questions: Sequence[Question], texts: Sequence[str], batch_size: int) -> Iterator[list[int]]:
+def _batches(questions: Sequence[Question], prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
     """Row numbers of batches that hold either pictures only or none, of similar prompt length."""
     for pictured in (False, True):
         rows = [row for row, question in enumerate(questions) if (question.image is not None) is pictured]
-        rows.sort(key=lambda row: (len(texts[row]), row))
+        rows.sort(key=lambda row: (len(prompts[row]), row))
         for start in range(0, len(rows), batch_size):
             yield rows[start : start + batch_size]

@@ -32,11 +32,12 @@ _HELP = _any(
     r"(?:help|answer)[.,!]?$",
     _any(
         r"help (?!but\b|noticing|\w+ing (?:that|how))\w+", "assist", "comply", "fulfill?", "provide", "support",
-        "engage", "participate", "answer (?:that|this|your|the|such|it|questions? (?:about|on|like))", "respond to",
-        "discuss", "describe", "talk about", "speak about", "comment on", "write", "create", "generate", "produce", "promote",
-        "encourage", "condone", "endorse", "facilitate", "offer", "share", "tell you how", "show you how", "teach you",
-        "explain how", "continue", "proceed", "do that", "do this", "do so", "complete (?:that|this|your)", "process",
-        "go into", "allow", "advise", "recommend", "agree to", "say (?:anything|more|that)",
+        "engage", "participate", "answer (?:that|this|your|the|such|it|questions? (?:about|on|like))",
+        "respond to", "discuss", "describe", "talk about", "speak about", "comment on", "write", "create",
+        "generate", "produce", "promote", "encourage", "condone", "endorse", "facilitate", "offer", "share",
+        "tell you how", "show you how", "teach you", "explain how", "continue", "proceed", "do that", "do this",
+        "do so", "complete (?:that|this|your)", "process", "go into", "allow", "advise", "recommend", "agree to",
+        "say (?:anything|more|that)",
         "give (?:you )?(?:any |that |this |such |the )?"
         + _any("advice", "instructions?", "information", "details", "guidance", "help", "assistance", "steps"),
         "be (?:of help|part of|involved)",

@@ -2,7 +2,8 @@
 
 A metric names a question file, how its answers are judged and whether each group (scene) is reported too. A rate's keys
 are `<metric>`, `<metric>_low`, `<metric>_high` (Wilson, 95 %), `<metric>_n` and, by group, the same with `_<group>`; a
-cosine metric's keys are `<metric>_[centred_]{matched,mismatched}_layer_<l>`. Every file is read before anything is asked.
+cosine metric's keys are `<metric>_[centred_]{matched,mismatched}_layer_<l>`. Every file is read before any question is
+asked.
 """
 
 from __future__ import annotations
@@ -80,9 +81,9 @@ def metrics_from_config(root: Path | str, metrics: Mapping[str, Mapping[str, Any
 
 
 def read_metric_questions(metrics: Mapping[str, Metric], limit: int | None = None) -> dict[str, list[Question]]:
-    """The questions of every metric, all files read and checked; UserError where a judge or cosine lacks what it needs."""
+    """The questions of every metric, all files read; UserError where a judge or cosine lacks what it needs."""
     if not metrics:
-        raise UserError("there is no metric to evaluate", remedy="choose an evaluation, for example evaluation=mini")
+        raise UserError("there is no metric to evaluate", remedy="choose one with evaluation=NAME; --help lists them")
     found = {}
     for name, metric in metrics.items():
         if metric.prompt is not None:
