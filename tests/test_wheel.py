@@ -1,7 +1,7 @@
 """The built wheel, used as a user does: installed, from a directory that holds nothing of the source tree.
 
-Run by .ci/run in an environment with the wheel in it (`pytest -m wheel`), with TGA_WHEEL_SOURCE naming the source tree to compare
-with. The default tier leaves it out: there the package comes from the working tree.
+Run by .ci/run in an environment with the wheel in it (`pytest -m wheel`), with TGA_WHEEL_SOURCE naming the source tree
+to compare with. The default tier leaves it out: there the package comes from the working tree.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""tga-export: a trained model as a Hugging Face directory or LLaVA projector, or a LLaVA projector as a Hugging Face directory."""
+"""tga-export: a trained model as a Hugging Face directory or LLaVA projector, and LLaVA's projector as a directory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def main(config: DictConfig) -> Path:
     started = time.perf_counter()
     values = plain(config)
     if values["format"] not in FORMATS:
-        raise UserError("There is no such export format", given=values["format"], allowed=", ".join(FORMATS), remedy="format=hf")
+        raise UserError(
+            "There is no such export format", given=values["format"], allowed=", ".join(FORMATS), remedy="format=hf"
+        )
     figures = _read_figures(values["figures"])
     source = _source(values)
     card = card_of(
@@ -60,7 +62,7 @@ def _source(values: dict[str, object]) -> Source:
             "Exactly one thing to export must be named",
             given=f"checkpoint={checkpoint}, projector={projector}, model={model}",
             allowed="checkpoint, or a model (with a LLaVA projector or a complete one)",
-            remedy="checkpoint=RUN_DIRECTORY; or projector=PATH model.llm=PATH model.vision_tower=PATH; or model.vlm=PATH",
+            remedy="checkpoint=RUN; or projector=PATH model.llm=PATH model.vision_tower=PATH; or model.vlm=PATH",
         )
     if checkpoint is not None:
         return source_from_checkpoint(str(checkpoint), dtype=dtype)
@@ -73,7 +75,9 @@ def _read_figures(path: object) -> dict[str, object]:
         return {}
     file = Path(str(path))
     if not file.is_file():
-        raise UserError("There is no summary to take figures from", given=file, remedy="figures=PATH/summary.json, or figures=null")
+        raise UserError(
+            "There is no summary to take figures from", given=file, remedy="figures=PATH/summary.json, or figures=null"
+        )
     try:
         figures = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

@@ -52,8 +52,8 @@ def render_card(card: ModelCard, usage: str) -> str:
     return "\n".join(header + body)
 
 
-LIMITS = """The base models' licences and limits hold for this model as well. A higher defence success rate on one benchmark is no
-promise for other pictures, languages or attacks: measure on your own data before you rely on it."""
+LIMITS = """The base models' licences and limits hold for this model as well. A higher defence success rate on one
+benchmark is no promise for other pictures, languages or attacks: measure on your own data before you rely on it."""
 
 
 def _table(head: tuple[str, str], rows: list[tuple[str, object]] | list[tuple[str, str]]) -> list[str]:

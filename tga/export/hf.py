@@ -1,12 +1,14 @@
 """A model and its processor as a Hugging Face directory that plain transformers loads, without `tga`.
 
-What is written is the complete model (language model, vision tower, trained projector), its generation settings, its processor
-with chat template, and a model card. Nothing in the directory refers to this package.
+What is written is the complete model (language model, vision tower, trained projector), its generation settings, its
+processor with chat template, and a model card. Nothing in the directory needs this package.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -31,8 +33,25 @@ def export_hf(model: PreTrainedModel, processor: ProcessorMixin, out_dir: str | 
     with atomic_directory(target) as directory:
         model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
         processor.save_pretrained(directory)
+        _forget_local_names(directory / "config.json")
         (directory / "README.md").write_text(render_card(card, usage), encoding="utf-8")
     return target
+
+
+def _forget_local_names(file: Path) -> None:
+    """Take the directories of this machine out of a config.json: `_name_or_path` of the parts; hub ids stay."""
+
+    def without(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        return {
+            key: without(value)
+            for key, value in node.items()
+            if not (key == "_name_or_path" and (Path(str(value)).is_absolute() or Path(str(value)).is_dir()))
+        }
+
+    config = without(json.loads(file.read_text(encoding="utf-8")))
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def refuse_foreign_directory(target: Path) -> None:
@@ -58,7 +77,8 @@ from transformers import AutoProcessor, {model_class}
 
 model = {model_class}.from_pretrained("PATH")
 processor = AutoProcessor.from_pretrained("PATH")
-messages = [{{"role": "user", "content": [{{"type": "image", "url": "PICTURE"}}, {{"type": "text", "text": "Describe the image."}}]}}]
+question = {{"type": "text", "text": "Describe the image."}}
+messages = [{{"role": "user", "content": [{{"type": "image", "url": "PICTURE"}}, question]}}]
 inputs = processor.apply_chat_template(
     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
 )

@@ -1,8 +1,8 @@
 """The projector in the layout of the original LLaVA code: `mm_projector.bin` and `config.json`, written and read back.
 
-LLaVA's loader reads `config.json` for the class and the `mm_*` settings, takes the language model from its base, and then loads
-`mm_projector.bin` with `strict=False`: a wrong name or shape there leaves the projector random without a word. So this module
-writes exactly the names that loader expects, and compares every name and shape before it loads anything.
+LLaVA's loader reads `config.json` for the class and the `mm_*` settings, takes the language model from its base, and
+then loads `mm_projector.bin` with `strict=False`: a wrong name there leaves the projector random without a word. So this
+module writes exactly the names that loader expects, and compares every name and shape before it loads anything.
 
     LLaVA                          LlavaForConditionalGeneration
     model.mm_projector.0.weight    multi_modal_projector.linear_1.weight  [width, vision_width]
@@ -36,15 +36,19 @@ SELECT_FEATURE = {"default": "patch", "full": "cls_patch"}
 
 
 def export_llava(
-    model: PreTrainedModel, family: Family, out_dir: str | Path, card: ModelCard, llm_config: PreTrainedConfig | None = None
+    model: PreTrainedModel,
+    family: Family,
+    out_dir: str | Path,
+    card: ModelCard,
+    llm_config: PreTrainedConfig | None = None,
 ) -> Path:
     """Write the projector of `model` to `out_dir` (replaced as a whole) in LLaVA's layout and return the directory.
 
     Args:
         model: a model whose projector is LLaVA-1.5's (`mlp2x_gelu`).
         card: names the base models; LLaVA loads the vision tower from `card.base_vision_tower`.
-        llm_config: the config of the base language model. It gives `vocab_size`, which an added `<image>` token has changed in
-            `model`; without it the model's own text config stands.
+        llm_config: the config of the base language model. It gives `vocab_size`, which an added `<image>` token has
+            changed in `model`; without it the model's own text config stands.
 
     Raises:
         UserError: a projector that LLaVA's `mlp2x_gelu` cannot hold, or an `out_dir` with something else in it.
@@ -131,8 +135,8 @@ def read_projector(path: str | Path) -> dict[str, Tensor]:
 def import_projector(model: PreTrainedModel, family: Family, path: str | Path) -> None:
     """Load LLaVA's `mm_projector.bin` into the projector of `model`, in place; all names and shapes are compared first.
 
-    A config.json beside the file must agree with the model as well: the same shapes fed from another layer of the vision tower would
-    load and see nothing. Values are converted to the dtype of the model's projector.
+    A config.json beside the file must agree with the model as well: the same shapes fed from another layer of the
+    vision tower would load and see nothing. Values are converted to the dtype of the model's projector.
 
     Raises:
         UserError: any name, shape or setting differs. The message shows both sides, and the model is as it was.
@@ -173,7 +177,7 @@ def _compare_settings(config: PreTrainedConfig, path: Path) -> None:
             "The projector was trained on other vision features than this model gives, nothing was loaded",
             given=f"{file}: " + ", ".join(f"{key}={found[key]}" for key in differing),
             allowed="the model's " + ", ".join(f"{key}={expected[key]}" for key in differing),
-            remedy="model.vision_feature_layer=N, model.vision_feature_select_strategy=default (patch) or full (cls_patch)",
+            remedy="model.vision_feature_layer=N, model.vision_feature_select_strategy=default (patch), full (cls_patch)",
         )
 
 
@@ -194,7 +198,7 @@ def _not_mlp2x(found: str) -> UserError:
     )
 
 
-USAGE = """Put the path of this directory, with `llava` in its name, where LLaVA asks for a model, and the language model as its base:
+USAGE = """LLaVA wants `llava` in the name of this directory, and the language model as its base:
 
 ```bash
 python -m llava.serve.cli --model-path PATH --model-base {llm} --image-file PICTURE

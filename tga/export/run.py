@@ -16,10 +16,10 @@ FORMATS = ("hf", "llava")
 
 
 def export_source(source: Source, out_dir: str | Path, card: ModelCard, *, format: str) -> Path:
-    """Write `source` to `out_dir` as a Hugging Face directory (`hf`) or LLaVA projector (`llava`); returns the directory.
+    """Write `source` to `out_dir` as a Hugging Face directory (`hf`) or LLaVA projector (`llava`); returns `out_dir`.
 
     Raises:
-        UserError: an unknown format; or `llava` for a checkpoint that trained more than the projector, which would be lost.
+        UserError: an unknown format; or `llava` for a checkpoint that trained more than the projector.
     """
     if format == "hf":
         return export_hf(source.model, source.processor, out_dir, card)
@@ -51,9 +51,9 @@ def card_of(
     Args:
         name: the title.
         method: how the projector was trained; None takes the checkpoint's `method`, if it has one.
-        figures: a summary as `tga-evaluate` writes it; what is no measured number (versions, hashes, times) is left out.
-        llm_name, vision_tower_name: what the card calls the base models instead of the path that was loaded, as a hub id tells
-            another reader more than a directory of this machine.
+        figures: a summary as `tga-evaluate` writes it; what is no number (versions, hashes) is left out.
+        llm_name, vision_tower_name: what the card calls the base models instead of the path that was loaded, as a hub id
+            tells another reader more than a directory of this machine.
     """
     base, config = source.base, source.model.config
     settings = {key: value for key, value in source.hyper_parameters.items() if key not in ("base_model", "method")}
@@ -79,4 +79,6 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, obje
 
 
 def _measured(summary: Mapping[str, Any]) -> dict[str, float | int]:
-    return {key: value for key, value in summary.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    return {
+        key: value for key, value in summary.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }

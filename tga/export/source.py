@@ -1,4 +1,4 @@
-"""Where an exported model comes from: a training checkpoint, or a named model, with a LLaVA projector put in if one is given."""
+"""Where an exported model comes from: a training checkpoint, or a named model, with a LLaVA projector where one is given."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def source_from_checkpoint(path: str | Path, *, dtype: torch.dtype | None, attn_
     read = read_checkpoint(file)
     model, processor = read.base.load(dtype=dtype or stored_dtype(read.base), attn_implementation=attn_implementation)
     put_weights(model, read.weights, source=str(file))
-    return Source(model.eval(), processor, family_of(model), read.base, tuple(sorted(read.weights)), read.hyper_parameters)
+    return Source(
+        model.eval(), processor, family_of(model), read.base, tuple(sorted(read.weights)), read.hyper_parameters
+    )
 
 
 def source_from_model(
@@ -63,14 +65,15 @@ def source_from_model(
     """The model that `base` names, with the projector of a LLaVA `mm_projector.bin` put in if one is given.
 
     Raises:
-        UserError: the model is named by its parts and there is no projector (it would be a random one), or one that does not fit.
+        UserError: the model is named by its parts and there is no projector (it would be a random one), or the projector
+            does not fit.
     """
     if base.vlm is None and projector is None:
         raise UserError(
             "A language model and a vision tower alone have no trained projector to export",
             given=f"model.llm={base.llm}, model.vision_tower={base.vision_tower}",
-            allowed="checkpoint=PATH of a training run, projector=PATH of a LLaVA projector, or model.vlm=PATH of a complete model",
-            remedy="add one of these",
+            allowed="a checkpoint of a training run, a LLaVA projector for them, or a complete model",
+            remedy="checkpoint=PATH, or projector=PATH beside them, or model.vlm=PATH",
         )
     model, processor = base.load(dtype=dtype or stored_dtype(base), attn_implementation=attn_implementation)
     family = family_of(model)
@@ -82,6 +85,7 @@ def source_from_model(
 def stored_dtype(base: BaseModel) -> torch.dtype:
     """The dtype in which the language model is stored, as its config says; float32 where it does not say."""
     name = base.vlm or base.llm
+    assert name is not None  # BaseModel checks it
     config = AutoConfig.from_pretrained(name)
     found = config.dtype or config.get_text_config().dtype
     return found if isinstance(found, torch.dtype) else torch.float32

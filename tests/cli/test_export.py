@@ -1,0 +1,102 @@
+"""The command as a user calls it: arguments in, files and one line or one message out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.export.parts import trained_model, write_checkpoint
+from tga.cli.export import main
+
+
+def call(monkeypatch: pytest.MonkeyPatch, directory: Path, *arguments: str) -> int:
+    """Run tga-export in this process, in `directory`; its exit code."""
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sys, "argv", ["tga-export", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    base, model, _ = trained_model(tmp_path / "parts")
+    return write_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000007.ckpt", base, model)
+
+
+def test_a_run_becomes_a_directory_with_summary_and_card(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "figures.json").write_text(json.dumps({"image_dsr": 0.625, "version_torch": "2"}))
+    run = checkpoint.parent.parent
+    code = call(monkeypatch, tmp_path, f"checkpoint={run}", "run_dir=out", "figures=figures.json", "name=tiny")
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert captured.out.splitlines()[-1] == f"Output directory: {tmp_path / 'out' / 'hf'}"
+    card = (tmp_path / "out" / "hf" / "README.md").read_text()
+    assert "# tiny" in card and "| image_dsr | 0.625 |" in card and "raw cosine" in card
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["format"] == "hf" and summary["parameters"] > 1000 and summary["size_mib"] > 0
+    assert (tmp_path / "out" / "config.yaml").is_file()
+
+
+def test_a_llava_projector_goes_out_and_comes_back(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [
+        f"checkpoint={checkpoint}",
+        "format=llava",
+        "output=there",
+        "run_dir=out",
+        "vision_tower_name=org/tower",
+    ]
+    assert call(monkeypatch, tmp_path, *arguments) == 0
+    assert json.loads((tmp_path / "there" / "config.json").read_text())["mm_vision_tower"] == "org/tower"
+    parts = [f"model.llm={tmp_path}/parts/llm", f"model.vision_tower={tmp_path}/parts/vision_tower"]
+    assert call(monkeypatch, tmp_path, "projector=there", *parts, "output=back", "run_dir=out") == 0
+    assert call(monkeypatch, tmp_path, "model.vlm=back", "format=llava", "output=again", "run_dir=out") == 0
+    first, second = (torch.load(tmp_path / name / "mm_projector.bin", weights_only=True) for name in ("there", "again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["Exactly one thing", "checkpoint=None"]),
+        (["checkpoint=a.ckpt", "model.vlm=b"], ["Exactly one thing", "a.ckpt"]),
+        (["checkpoint=absent.ckpt"], ["no checkpoint", "absent.ckpt"]),
+        (["checkpoint=absent.ckpt", "format=gguf"], ["gguf", "hf, llava"]),
+        (["checkpoint=absent.ckpt", "dtype=int8"], ["int8", "bfloat16"]),
+        (["checkpoint=absent.ckpt", "figures=none.json"], ["summary", "none.json"]),
+        (["chekpoint=a"], ["chekpoint"]),
+    ],
+)
+def test_a_mistake_is_one_message_and_nothing_is_written(
+    arguments: list[str],
+    parts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, tmp_path, *arguments) == 1
+    error = capsys.readouterr().err
+    message = [line for line in error.splitlines() if line.startswith("Error: ")]
+    assert len(message) == 1 and "Traceback" not in error
+    for part in parts:
+        assert part in message[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lightning_is_not_needed_to_export() -> None:
+    """An export runs where nothing trains: importing the command does not import Lightning."""
+    code = "import sys, tga.cli.export; print('lightning' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert result.stdout.strip() == "False"

@@ -1,0 +1,126 @@
+"""The exported directory against the tool that reads it: plain transformers, where `tga` cannot be imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.export.parts import trained_model
+from tests.tiny import tiny_picture
+from tga.errors import UserError
+from tga.export.card import ModelCard
+from tga.export.hf import export_hf
+
+CARD = ModelCard(name="tiny", base_llm="an-llm", base_vision_tower="a-tower", method="tga", figures={"image_dsr": 0.75})
+PROMPT = "USER: <image>\nWhat is in the picture? ASSISTANT:"
+NEW_TOKENS = 12
+
+# Runs in a process of its own, isolated (-I: no PYTHONPATH, no user site, no working directory on the path).
+READER = """
+import importlib.abc, json, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tga", "retrieval_index"):
+            raise ImportError(name + " is not to be had here")
+
+sys.meta_path.insert(0, Refuse())
+try:
+    import tga
+except ImportError:
+    pass
+else:
+    raise SystemExit("tga can be imported, this test would show nothing")
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+directory, picture, prompt, new_tokens = sys.argv[1:]
+torch.set_num_threads(1)
+model = LlavaForConditionalGeneration.from_pretrained(directory, attn_implementation="eager").eval()
+processor = AutoProcessor.from_pretrained(directory)
+inputs = processor(text=[prompt], images=[Image.open(picture)], return_tensors="pt")
+with torch.no_grad():
+    tokens = model.generate(**inputs, max_new_tokens=int(new_tokens), do_sample=False)
+    logits = model(**inputs).logits[0, -1]
+chat = processor.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
+assert not any(name.split(".")[0] == "tga" for name in sys.modules)
+print(json.dumps({"tokens": tokens[0].tolist(), "logits": logits.double().tolist(), "chat": chat}))
+"""
+
+
+def test_plain_transformers_generates_the_same_tokens(tmp_path: Path) -> None:
+    _, model, processor = trained_model(tmp_path / "parts")
+    directory = export_hf(model, processor, tmp_path / "exported", CARD)
+    picture = tmp_path / "picture.png"
+    tiny_picture(3).save(picture)
+
+    inputs = processor(text=[PROMPT], images=[tiny_picture(3)], return_tensors="pt")
+    with torch.no_grad():
+        tokens = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0]
+        logits = model(**inputs).logits[0, -1]
+    chat = processor.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
+
+    (tmp_path / "elsewhere").mkdir()
+    command = [sys.executable, "-I", "-c", READER, str(directory), str(picture), PROMPT, str(NEW_TOKENS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["tokens"] == tokens.tolist()
+    assert len(found["tokens"]) > inputs["input_ids"].shape[1]
+    torch.testing.assert_close(torch.tensor(found["logits"], dtype=torch.float64), logits.double(), rtol=0, atol=1e-6)
+    assert found["chat"] == chat
+
+
+def test_the_tokens_depend_on_the_projector(tmp_path: Path) -> None:
+    """Otherwise the test above would pass with a random projector in the export."""
+    _, model, processor = trained_model(tmp_path)
+    inputs = processor(text=[PROMPT], images=[tiny_picture(3)], return_tensors="pt")
+    with torch.no_grad():
+        before = model(**inputs).logits[0, -1]
+        model.model.multi_modal_projector.linear_2.weight.mul_(-1)
+        after = model(**inputs).logits[0, -1]
+    assert (before - after).abs().max() > 1e-3
+
+
+def test_the_directory_holds_weights_settings_and_card_and_no_path_of_ours(tmp_path: Path) -> None:
+    _, model, processor = trained_model(tmp_path / "parts")
+    directory = export_hf(model, processor, tmp_path / "exported", CARD)
+    files = {path.name for path in directory.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "processor_config.json"} <= files
+    assert {"tokenizer.json", "tokenizer_config.json", "README.md"} <= files
+    config = json.loads((directory / "config.json").read_text())
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
+    assert "auto_map" not in config
+    for path in directory.glob("*.json"):
+        assert str(tmp_path) not in path.read_text(encoding="utf-8"), path.name
+    assert "| image_dsr | 0.75 |" in (directory / "README.md").read_text()
+
+
+def test_an_earlier_export_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    _, model, processor = trained_model(tmp_path / "parts")
+    directory = export_hf(model, processor, tmp_path / "exported", CARD)
+    (directory / "left_over.txt").write_text("old")
+    export_hf(model, processor, directory, CARD)
+    assert not (directory / "left_over.txt").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_directory_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    _, model, processor = trained_model(tmp_path / "parts")
+    target = tmp_path / "thesis"
+    target.mkdir()
+    (target / "chapter.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"no earlier export.*Given: .*thesis.*Allowed: .*To change it: output="):
+        export_hf(model, processor, target, CARD)
+    assert (target / "chapter.txt").read_text() == "years of work"

@@ -1,0 +1,49 @@
+"""The formats by name, and the card that is made of a source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.export.parts import trained_model, write_checkpoint
+from tga.errors import UserError
+from tga.export.run import card_of, export_source
+from tga.export.source import Source, source_from_checkpoint
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    base, model, _ = trained_model(tmp_path / "parts")
+    return source_from_checkpoint(write_checkpoint(tmp_path / "run.ckpt", base, model), dtype=None)
+
+
+def test_each_format_writes_its_files(source: Source, tmp_path: Path) -> None:
+    card = card_of(source, name="tiny")
+    assert (export_source(source, tmp_path / "a", card, format="hf") / "model.safetensors").is_file()
+    llava = export_source(source, tmp_path / "b", card, format="llava")
+    assert sorted(path.name for path in llava.iterdir()) == ["README.md", "config.json", "mm_projector.bin"]
+
+
+def test_an_unknown_format_is_refused(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Given: gguf\. Allowed: hf, llava"):
+        export_source(source, tmp_path / "out", card_of(source, name="tiny"), format="gguf")
+
+
+def test_llavas_format_refuses_to_lose_what_was_trained(tmp_path: Path) -> None:
+    base, model, _ = trained_model(tmp_path / "parts")
+    also = ("model.language_model.layers.0.mlp.up_proj.weight",)
+    source = source_from_checkpoint(write_checkpoint(tmp_path / "run.ckpt", base, model, also=also), dtype=None)
+    with pytest.raises(UserError, match=r"1 other trained parameters.*up_proj"):
+        export_source(source, tmp_path / "out", card_of(source, name="tiny"), format="llava")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_takes_the_checkpoints_word_and_measured_numbers_only(source: Source) -> None:
+    card = card_of(source, name="tiny", figures={"image_dsr": 0.5, "version_torch": "2", "done": True})
+    assert card.method == "tga, all layers, raw cosine"
+    assert card.settings == {"learning_rate": 0.002, "loss.pair_weight": 1.0}
+    assert card.figures == {"image_dsr": 0.5}
+    assert card.base_llm == source.base.llm
+    named = card_of(source, name="tiny", method="mine", llm_name="org/llm", vision_tower_name="org/tower")
+    assert (named.method, named.base_llm, named.base_vision_tower) == ("mine", "org/llm", "org/tower")
