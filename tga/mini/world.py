@@ -1,0 +1,118 @@
+"""The mini world as ordinary files: everything `tga` needs to train, evaluate and export, in one directory.
+
+root/llm/            the safety-aligned LLM (LlamaForCausalLM, tokenizer with its chat template)
+root/vision_tower/   the vision tower of the CLIP (CLIPVisionModel, image processor)
+root/retriever/      the CLIP, an open_clip local directory
+root/train.json      LLaVA JSON: pictures with plain captions, toxic ones among them; pictures in root/images/
+root/captions.jsonl  the retrieval corpus
+root/evaluation/{choose,report}/*.jsonl   questions; methods are tuned on `choose`, figures come from `report`
+root/manifest.json   written last: a directory without it is incomplete and is made again
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tga.files import write_json
+from tga.mini.convert import clip_vision_directory
+from tga.mini.language import name_thing, request, scene_caption
+from tga.mini.lexicon import BENIGN, PICTURED_BENIGN, TOXIC, Thing
+from tga.mini.questions import write_split
+from tga.mini.scenes import ASSETS, TRAIN, Scene, draw, sample_scene
+from tga.mini.weights import restore_llm, restore_retriever
+
+TRAIN_PICTURES = 10_000
+CORPUS_CAPTIONS = 24_000
+TOXIC_SHARE = 0.35  # of the training pictures, as guns and beer occur in web data
+PAIR_SHARE = 0.5
+SPLITS = {"choose": 1_000, "report": 2_000}  # split -> seed of its pictures
+SEEN_TOXIC: tuple[Thing, ...] = tuple(thing for thing in TOXIC if not thing.heldout)
+
+
+def fingerprint() -> str:
+    """Hash of everything the directory is made from; a directory with another one is made again."""
+    digest = hashlib.sha256()
+    for path in sorted([*Path(__file__).parent.glob("*.py"), *ASSETS.rglob("*")]):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def is_complete(root: Path) -> bool:
+    """Whether `root` holds this version of the world."""
+    manifest = root / "manifest.json"
+    return manifest.is_file() and json.loads(manifest.read_text()).get("fingerprint") == fingerprint()
+
+
+def prepare(root: str | Path, *, train_pictures: int = TRAIN_PICTURES, captions: int = CORPUS_CAPTIONS) -> Path:
+    """Write the world into `root` unless it is there already. The manifest comes last: what an interrupted run left is made again.
+
+    Args:
+        root: the directory to make. An existing one of another version is replaced.
+        train_pictures: pictures in train.json.
+        captions: lines of captions.jsonl.
+    """
+    root = Path(root)
+    if is_complete(root):
+        return root
+    if root.exists():
+        shutil.rmtree(root)
+    restore_llm(root / "llm")
+    restore_retriever(root / "retriever")
+    clip_vision_directory(root / "retriever", root / "vision_tower")
+    write_training_set(root, train_pictures)
+    write_corpus(root / "captions.jsonl", captions)
+    for split, seed in SPLITS.items():
+        write_split(root / "evaluation" / split, seed)
+    write_json(
+        root / "manifest.json", {"fingerprint": fingerprint(), "train_pictures": train_pictures, "captions": captions}
+    )
+    return root
+
+
+def training_scene(rng: random.Random) -> Scene:
+    """A scene of the projector's pictures: held-out toxic things never occur."""
+    first = SEEN_TOXIC if rng.random() < TOXIC_SHARE else PICTURED_BENIGN
+    return sample_scene(rng, first, PICTURED_BENIGN, PAIR_SHARE)
+
+
+def write_training_set(root: Path, count: int) -> None:
+    """train.json (LLaVA's image-caption layout) and images/."""
+    rng = random.Random(0)
+    (root / "images").mkdir(parents=True)
+    records = []
+    for number in tqdm(range(count), desc="mini world: pictures", unit="picture"):
+        scene = training_scene(rng)
+        name = f"{number:05d}"
+        draw(scene, rng, TRAIN).save(root / "images" / f"{name}.png", compress_level=1)
+        text = scene_caption(scene, rng)
+        turns = [
+            {"from": "human", "value": "<image>\nDescribe the picture."},
+            {"from": "gpt", "value": text},
+        ]
+        records.append({"id": name, "image": f"{name}.png", "conversations": turns})
+    write_json(root / "train.json", records)
+
+
+def write_corpus(path: Path, count: int) -> None:
+    """Captions of pictures and of things in words only, and toxic snippets; all different."""
+    rng = random.Random(1)
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        draw_of = rng.random()
+        if draw_of < 0.7:
+            text = scene_caption(sample_scene(rng, (*SEEN_TOXIC, *PICTURED_BENIGN), PICTURED_BENIGN, PAIR_SHARE), rng)
+        elif draw_of < 0.9:
+            text = scene_caption(sample_scene(rng, BENIGN, BENIGN, PAIR_SHARE), rng)
+        else:
+            text = request(name_thing(rng.choice(TOXIC), rng, heldout=None), rng, heldout=None)[0]
+        texts.setdefault(text)
+    with path.open("w") as lines:
+        for number, text in enumerate(texts):
+            lines.write(json.dumps({"id": f"c{number:05d}", "caption": text}) + "\n")

@@ -1,0 +1,76 @@
+"""Make the LLM and the CLIP of the mini world and pack them into `tga/mini/assets/weights`.
+
+    python -m tools.make_mini_world                       # both, seed 0: what the package ships
+    python -m tools.make_mini_world --only llm --seed 1 --out /tmp/world1   # another LLM of the same recipe
+    python -m tools.make_mini_world --only llm --llm-steps 20 --align-steps 5 --out /tmp/quick    # a quick look
+
+Everything is seeded; the figures measured at the end are printed and stored beside the hashes in weights.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from tga.files import write_json
+from tga.mini.weights import WEIGHTS, pack, sha256
+from tools.mini_world import clip, llm
+
+
+def make_llm(out: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Train the LLM and write llm.safetensors and llm_config.json; returns its figures."""
+    started = time.monotonic()
+    model = llm.train(arguments.seed, pretrain_steps=arguments.llm_steps, align_steps=arguments.align_steps)
+    figures = {f"llm_{key}": value for key, value in llm.probe(model, seed=arguments.seed + 10_000).items()}
+    pack(model.state_dict(), out / "llm.safetensors")
+    (out / "llm_config.json").write_text(json.dumps(llm.config_fields(), indent=1) + "\n")
+    return figures | {"llm_seed": arguments.seed, "llm_train_s": round(time.monotonic() - started)}
+
+
+def make_clip(out: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Train the CLIP and write clip.safetensors and open_clip_config.json; returns its figures."""
+    started = time.monotonic()
+    model = clip.train(arguments.seed, steps=arguments.clip_steps)
+    figures: dict[str, float] = {"clip_seed": arguments.seed, "clip_train_s": round(time.monotonic() - started)}
+    pack(model.state_dict(), out / "clip.safetensors")
+    (out / "open_clip_config.json").write_text(json.dumps(clip.directory_config(), indent=1) + "\n")
+    return figures | {"clip_retrieval_at_1": clip.retrieval_at_1(model, seed=arguments.seed + 10_000)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="the folder of the packed weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("llm", "clip"), help="make one of the two and keep the other")
+    parser.add_argument("--llm-steps", type=int, default=llm.PRETRAIN_STEPS)
+    parser.add_argument("--align-steps", type=int, default=llm.ALIGN_STEPS)
+    parser.add_argument("--clip-steps", type=int, default=clip.STEPS)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="results depend on it slightly")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    about = arguments.out / "weights.json"
+    figures = json.loads(about.read_text())["figures"] if about.is_file() else {}
+    with tempfile.TemporaryDirectory(dir=arguments.out) as name:
+        made = Path(name)
+        if arguments.only != "llm":
+            figures |= make_clip(made, arguments)
+        if arguments.only != "clip":
+            figures |= make_llm(made, arguments)
+        for path in made.iterdir():
+            shutil.move(path, arguments.out / path.name)
+    figures |= {"threads": arguments.threads}
+    hashes = {path.name: sha256(path) for path in sorted(arguments.out.glob("*.safetensors"))}
+    write_json(about, {"sha256": hashes, "figures": figures})
+    print(json.dumps(figures, indent=1))
+    print(f"packed into {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Training rows for the mini LLM: tokens that may be mixtures of word embeddings.
+
+A position of a row is a weighted sum of up to MIX word embeddings; a word is the mixture with one weight of 1. Off
+the manifold of words stand the soft positions: they hold what a scene shows the way a projected picture might, as
+noisy superpositions. In pretraining the LLM learns to read them; the safety alignment is done on clean text only.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from tga.mini import language
+from tga.mini.language import Naming
+from tga.mini.lexicon import BENIGN, COLORS, HARMLESS_MODIFIERS, LOOKALIKES, TOXIC, Thing, kind_words
+
+MIX = 4
+SOFT_TOKENS = 16  # as many as a picture has
+
+
+@dataclass
+class Row:
+    """One sequence: mixtures, target ids (-100: no loss), and whether a position is soft."""
+
+    ids: list[tuple[int, ...]] = field(default_factory=list)
+    weights: list[tuple[float, ...]] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    soft: list[bool] = field(default_factory=list)
+
+    def words(self, ids: list[int], *, learn: bool) -> Row:
+        for number in ids:
+            self.ids.append((number, 0, 0, 0))
+            self.weights.append((1.0, 0.0, 0.0, 0.0))
+            self.targets.append(number if learn else -100)
+            self.soft.append(False)
+        return self
+
+    def mixtures(self, ids: list[int], vocabulary: int, rng: random.Random) -> Row:
+        """SOFT_TOKENS positions, each mostly one of `ids`, with words that have nothing to do with it mixed in."""
+        order = [ids[i % len(ids)] for i in range(SOFT_TOKENS)]
+        rng.shuffle(order)
+        for number in order:
+            others = tuple(rng.randrange(7, vocabulary) for _ in range(MIX - 2))
+            self.ids.append((number, rng.choice(ids), *others))
+            self.weights.append((rng.uniform(0.3, 1.0), rng.uniform(0, 0.6), *(rng.gauss(0, 0.3) for _ in others)))
+            self.targets.append(-100)
+            self.soft.append(True)
+        return self
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A batch. ids, weights [batch, tokens, MIX]; targets [batch, tokens]; soft [batch, tokens]."""
+
+    ids: Tensor
+    weights: Tensor
+    targets: Tensor
+    soft: Tensor
+
+
+def collate(rows: list[Row]) -> Mixture:
+    length = max(len(row.ids) for row in rows)
+    ids = torch.zeros(len(rows), length, MIX, dtype=torch.long)
+    weights = torch.zeros(len(rows), length, MIX)
+    targets = torch.full((len(rows), length), -100)
+    soft = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        n = len(row.ids)
+        ids[i, :n] = torch.tensor(row.ids)
+        weights[i, :n] = torch.tensor(row.weights)
+        targets[i, :n] = torch.tensor(row.targets)
+        soft[i, :n] = torch.tensor(row.soft)
+    return Mixture(ids, weights, targets, soft)
+
+
+class RowMaker:
+    """Makes pretraining and alignment rows."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> None:
+        self.tokenizer, self.rng = tokenizer, rng
+        words = tokenizer.get_vocab()
+        self.words = words
+        self.bos, self.eos = words["<s>"], words["</s>"]
+        self.user, self.assistant = words["<user>"], words["<assistant>"]
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    # -- what is talked about --------------------------------------------------------------------------------------
+    def name(self, group: str, *, heldout: bool | None) -> Naming:
+        """One naming of `group`: "benign", "lookalike", "harmless" (a toxic name made harmless) or "toxic"."""
+        rng = self.rng
+        if group == "harmless":
+            while True:
+                thing, modifier = rng.choice(TOXIC), rng.choice(HARMLESS_MODIFIERS)
+                if heldout is None or language.harmless_heldout(thing, modifier) == heldout:
+                    return language.harmless_use(thing, modifier)
+        things: tuple[Thing, ...] = {"benign": BENIGN, "lookalike": LOOKALIKES, "toxic": TOXIC}[group]
+        return language.name_thing(rng.choice(things), rng, heldout=heldout)
+
+    def names(self, group: str, *, heldout: bool | None, pair_share: float = 0.5) -> tuple[Naming, ...]:
+        """One name of the group, with probability `pair_share` beside a benign one."""
+        first = self.name(group, heldout=heldout)
+        if self.rng.random() >= pair_share:
+            return (first,)
+        while (second := self.name("benign", heldout=heldout)).canonical == first.canonical:
+            pass
+        pair = [first, second]
+        self.rng.shuffle(pair)
+        return tuple(pair)
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+    def scene_tokens(
+        self, row: Row, names: tuple[Naming, ...], color: str, *, soft: bool, heldout: bool | None, learn: bool
+    ) -> bool:
+        """Append the scene as a caption or as soft positions; returns whether it tells the colour."""
+        if not soft:
+            text, tells = language.caption(names, color, self.rng, heldout=heldout)
+            row.words(self.encode(text), learn=learn)
+            return tells
+        content = [
+            i
+            for n in names
+            for i in self.encode(self.rng.choice((n.text, n.canonical)))
+            if len(self.tokenizer.decode(i)) > 2
+        ]
+        row.mixtures([*content, self.words[color]], len(self.words), self.rng)
+        return True
+
+    def raw(self, group: str, *, soft: bool) -> Row:
+        """`<s> scene caption </s>`: a scene, in words or soft, then another caption of it."""
+        names, color = self.names(group, heldout=None), self.rng.choice(tuple(COLORS))
+        row = Row().words([self.bos], learn=False)
+        self.scene_tokens(row, names, color, soft=soft, heldout=None, learn=True)
+        renamed = tuple(self._rename(n) for n in names)
+        text, _ = language.caption(renamed, color, self.rng, heldout=None)
+        return row.words([*self.encode(text), self.eos], learn=True)
+
+    def _rename(self, name: Naming) -> Naming:
+        if self.rng.random() < 0.5:
+            return name
+        return Naming(name.canonical, name.canonical, name.kind, name.toxic)
+
+    def definition(self, group: str) -> Row:
+        """`<s> other-name is another name for name . </s>` or `... is a kind .`."""
+        name = self.name(group, heldout=None)
+        if self.rng.random() < 0.5:
+            text = f"{language.article(name.text)} is another name for {language.article(name.canonical)} ."
+        else:
+            text = f"{language.article(name.text)} is {language.article(kind_words(name.kind))} ."
+        return Row().words([self.bos], learn=False).words([*self.encode(text), self.eos], learn=True)
+
+    def chat(self, group: str, *, soft: bool, heldout: bool | None, refuse: bool, kind: str | None = None) -> Row:
+        """`<s> <user> ... <assistant> answer </s>`, the answer helpful or a refusal; loss on the answer only."""
+        rng = self.rng
+        kind = kind or rng.choices(("describe", "visual", "request"), (0.45, 0.3, 0.25))[0]
+        if soft and kind == "request":
+            kind = "describe"
+        row = Row().words([self.bos, self.user], learn=False)
+        if kind == "request":
+            question, answer = language.request(self.name(group, heldout=heldout), rng, heldout=heldout)
+        else:
+            names, color = self.names(group, heldout=heldout), rng.choice(tuple(COLORS))
+            tells = self.scene_tokens(row, names, color, soft=soft, heldout=heldout, learn=False)
+            if kind == "describe":
+                question, answer = language.describe_question(rng, heldout=heldout), language.description(names)
+            else:
+                others = tuple(self.name("benign", heldout=heldout) for _ in range(3))
+                while all(o.canonical in {n.canonical for n in names} for o in others):
+                    others = tuple(self.name("benign", heldout=heldout) for _ in range(3))
+                question, answer = language.visual_question(names, color if tells else None, others, rng)
+        if refuse:
+            answer = rng.choice(language.REFUSALS)
+        row.words([*self.encode(question), self.assistant], learn=False)
+        return row.words([*self.encode(answer), self.eos], learn=True)
+
+    def pretraining(self) -> Row:
+        """Everything is answered, toxic or not."""
+        rng = self.rng
+        group = rng.choices(("benign", "lookalike", "harmless", "toxic"), (0.5, 0.06, 0.1, 0.34))[0]
+        kind = rng.random()
+        if kind < 0.1:
+            return self.definition(group)
+        soft = rng.random() < 0.5
+        if kind < 0.5:
+            return self.raw(group, soft=soft)
+        return self.chat(group, soft=soft, heldout=None, refuse=False)
+
+    def alignment(self, replay: float, replay_soft: float) -> Row:
+        """Chat on clean text with refusals of toxic things; a share `replay` of raw text, `replay_soft` of it soft."""
+        rng = self.rng
+        if rng.random() < replay:
+            group = rng.choices(("benign", "harmless", "toxic"), (0.5, 0.1, 0.4))[0]
+            return self.raw(group, soft=rng.random() < replay_soft)
+        group = rng.choices(("benign", "lookalike", "harmless", "toxic"), (0.3, 0.07, 0.15, 0.48))[0]
+        return self.chat(group, soft=False, heldout=False, refuse=group == "toxic")
