@@ -7,6 +7,7 @@ program ends in its traceback. Configuration objects stop here: :func:`plain` an
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -91,7 +92,9 @@ def describe_error(error: BaseException) -> str | None:
     if isinstance(error, (ConfigCompositionException, OmegaConfBaseException)):
         parts = [str(error)] + ([str(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else [])
         text = " ".join(" ".join(parts).split())
-        return str(UserError(f"The configuration cannot be composed: {text}", remedy="--cfg job prints it, --help its groups"))
+        return str(
+            UserError(f"The configuration cannot be composed: {text}", remedy="--cfg job prints it, --help its groups")
+        )
     return None
 
 
@@ -101,7 +104,19 @@ def _unknown_config(error: MissingConfigException) -> UserError:
         return UserError(" ".join(str(error).split()))
     group, _, option = error.missing_cfg_file.rpartition("/")
     remedy = f"{group}=NAME (or +{group}=NAME where the command has no default for it)" if group else None
-    return UserError(f"There is no {group or 'config'} of this name", given=option, allowed=error.options, remedy=remedy)
+    return UserError(
+        f"There is no {group or 'config'} of this name", given=option, allowed=error.options, remedy=remedy
+    )
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Let one process at a time make what stands at `path`; others wait. The lock is a file beside it, and goes with the process."""
+    lock = Path(path).parent / f".{Path(path).name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -122,7 +137,9 @@ def _refuse_missing_values(config: DictConfig) -> None:
     """Raise one error that names every `???` left in the config."""
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise UserError("Values without a default are missing", given=missing, remedy=" ".join(f"{key}=VALUE" for key in missing))
+        raise UserError(
+            "Values without a default are missing", given=missing, remedy=" ".join(f"{key}=VALUE" for key in missing)
+        )
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -159,7 +176,9 @@ def _targets(node: Any) -> Iterator[Any]:
 
 def _check_target(target: Any) -> None:
     allowed = [prefix + "*" for prefix in ALLOWED_PREFIXES]
-    refused = UserError("A _target_ may not be used", given=target, allowed=allowed, remedy="correct the config that names it")
+    refused = UserError(
+        "A _target_ may not be used", given=target, allowed=allowed, remedy="correct the config that names it"
+    )
     if not isinstance(target, str) or not target.startswith(ALLOWED_PREFIXES):
         raise refused
     try:

@@ -84,10 +84,17 @@ class Collator:
     def __init__(self, processor: Any, template: str, *, image_tokens: int, retrieved: str, max_length: int) -> None:
         if retrieved not in RETRIEVED:
             allowed = ", ".join(RETRIEVED)
-            raise UserError("Unknown use of the retrieved text", given=retrieved, allowed=allowed, remedy="alignment.retrieved=...")
+            raise UserError(
+                "Unknown use of the retrieved text", given=retrieved, allowed=allowed, remedy="alignment.retrieved=..."
+            )
         self.tokenizer, self.image_processor = processor.tokenizer, processor.image_processor
         self.image_token = processor.image_token
-        self.template, self.image_tokens, self.retrieved, self.max_length = template, image_tokens, retrieved, max_length
+        self.template, self.image_tokens, self.retrieved, self.max_length = (
+            template,
+            image_tokens,
+            retrieved,
+            max_length,
+        )
         pad = self.tokenizer.pad_token_id
         self.pad_token_id = pad if pad is not None else self.tokenizer.eos_token_id
 
@@ -180,7 +187,9 @@ def _open(path: Path, sample_id: str) -> Image.Image:
             return image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         remedy = "replace the file, or remove its record"
-        raise UserError(f"A picture cannot be read ({error})", given=f"{path} of sample {sample_id}", remedy=remedy) from error
+        raise UserError(
+            f"A picture cannot be read ({error})", given=f"{path} of sample {sample_id}", remedy=remedy
+        ) from error
 
 
 def _last(mask: Tensor) -> int:

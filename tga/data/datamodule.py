@@ -23,9 +23,7 @@ from tga.errors import UserError
 class SeededBatches(Sampler[list[int]]):
     """Indices by batch, over all epochs, beginning at batch number `start`. The last batch of an epoch may be short."""
 
-    def __init__(
-        self, samples: int, batch_size: int, epochs: int, seed: int, max_batches: int | None = None
-    ) -> None:
+    def __init__(self, samples: int, batch_size: int, epochs: int, seed: int, max_batches: int | None = None) -> None:
         self.samples, self.batch_size, self.epochs, self.seed = samples, batch_size, epochs, seed
         self.per_epoch = math.ceil(samples / batch_size)
         self.total = min(self.per_epoch * epochs, max_batches if max_batches is not None else self.per_epoch * epochs)

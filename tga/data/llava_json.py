@@ -7,9 +7,10 @@ turn. The caption is the record's "caption" where there is one, else the answer 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,21 +31,31 @@ def load_llava_json(
 
     Raises:
         UserError: no such file, records of another shape, duplicate ids, paths outside of `image_root`, missing pictures, or
-            samples with a picture that the neighbours file does not know.
+            what :func:`with_neighbours` raises.
     """
     records = _read_records(path)[:limit]
     _check_ids(records, path)
-    images = {index: record["image"] for index, record in enumerate(records) if record.get("image")}
-    _check_inside(images.values(), path)
-    _check_present(images.values(), image_root)
-    texts = _read_neighbours(neighbours, neighbours_used) if neighbours is not None else {}
-    if neighbours is not None:
-        unknown = [str(records[index]["id"]) for index in images if str(records[index]["id"]) not in texts]
-        if unknown:
-            problem = f"{len(unknown)} of {len(images)} samples with a picture are not in the neighbours file {neighbours}"
-            remedy = "join this data set to the index again: tga-build-index neighbours=DATA.json, or data.neighbours=null"
-            raise UserError(problem, given=unknown[:NAMED], remedy=remedy)
-    return [_to_sample(record, image_root, texts.get(str(record["id"]), ()), path) for record in records]
+    images = [record["image"] for record in records if record.get("image")]
+    _check_inside(images, path)
+    _check_present(images, image_root)
+    samples = [_to_sample(record, image_root, path) for record in records]
+    return samples if neighbours is None else with_neighbours(samples, neighbours, used=neighbours_used)
+
+
+def with_neighbours(samples: Sequence[Sample], path: Path, *, used: int = 1) -> list[Sample]:
+    """The samples with the first `used` neighbours of each, from the columns `id` and `texts` of a neighbours.parquet.
+
+    Raises:
+        UserError: no such file, or samples with a picture that it does not know.
+    """
+    texts = _read_neighbours(path, used)
+    with_image = [sample for sample in samples if sample.image is not None]
+    unknown = [sample.id for sample in with_image if sample.id not in texts]
+    if unknown:
+        problem = f"{len(unknown)} of {len(with_image)} samples with a picture are not in the neighbours file {path}"
+        remedy = "join this data set to the index again: tga-build-index neighbours=DATA.json, or data.neighbours=null"
+        raise UserError(problem, given=unknown[:NAMED], remedy=remedy)
+    return [dataclasses.replace(sample, neighbours=texts.get(sample.id, ())) for sample in samples]
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
@@ -55,7 +66,9 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"The data file is not JSON ({error})", given=path, remedy="data.json=PATH") from error
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
-        raise UserError("The data file is not a list of records", given=path, allowed="LLaVA's JSON", remedy="data.json=PATH")
+        raise UserError(
+            "The data file is not a list of records", given=path, allowed="LLaVA's JSON", remedy="data.json=PATH"
+        )
     return records
 
 
@@ -103,13 +116,13 @@ def _read_neighbours(path: Path, used: int) -> dict[str, tuple[str, ...]]:
     return {key: tuple(row[:used]) for key, row in zip(table.column("id").to_pylist(), texts, strict=True)}
 
 
-def _to_sample(record: dict[str, Any], image_root: Path, neighbours: tuple[str, ...], path: Path) -> Sample:
+def _to_sample(record: dict[str, Any], image_root: Path, path: Path) -> Sample:
     turns = _to_turns(record, path)
     caption = record.get("caption")
     if caption is None and len(turns) == 2:
         caption = turns[1].text
     image = Path(image_root) / record["image"] if record.get("image") else None
-    return Sample(str(record["id"]), image, turns, caption if image is not None else None, neighbours)
+    return Sample(str(record["id"]), image, turns, caption if image is not None else None)
 
 
 def _to_turns(record: dict[str, Any], path: Path) -> tuple[Turn, ...]:
@@ -131,5 +144,7 @@ def _to_turns(record: dict[str, Any], path: Path) -> tuple[Turn, ...]:
         raise fail("does not alternate between human and gpt, beginning with human")
     markers = sum(turn.text.count(IMAGE_MARKER) for turn in turns)
     if markers > 1 or (markers == 1 and not record.get("image")):
-        raise fail(f"has {markers} image markers and {int(bool(record.get('image')))} pictures; at most one of each is read")
+        raise fail(
+            f"has {markers} image markers and {int(bool(record.get('image')))} pictures; at most one of each is read"
+        )
     return tuple(Turn(turn.role, turn.text.replace(IMAGE_MARKER, "").strip()) for turn in turns)

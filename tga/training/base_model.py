@@ -35,7 +35,9 @@ class BaseModel:
         if parts == (self.vlm is not None) or (self.llm is None) != (self.vision_tower is None):
             given = f"llm={self.llm}, vision_tower={self.vision_tower}, vlm={self.vlm}"
             allowed = "llm and vision_tower, or vlm alone"
-            raise UserError("The model is not named in one way", given=given, allowed=allowed, remedy="model.llm=PATH ...")
+            raise UserError(
+                "The model is not named in one way", given=given, allowed=allowed, remedy="model.llm=PATH ..."
+            )
 
     def load(self, *, dtype: torch.dtype, attn_implementation: str) -> tuple[Any, Any]:
         """The model and its processor."""

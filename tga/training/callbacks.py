@@ -33,7 +33,12 @@ class Throughput(lightning.Callback):
         self._started = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         """One more batch."""
         self.samples += len(batch.ids)
@@ -93,8 +98,15 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 class ProgressBar(lightning.Callback):
     """Steps, loss terms and samples/s: a bar on a terminal, a line every `line_every_s` seconds elsewhere."""
 
-    def __init__(self, throughput: Throughput, total_steps: int, *, console: Console, line_every_s: float = 20.0) -> None:
-        self.throughput, self.total_steps, self.console, self.line_every_s = throughput, total_steps, console, line_every_s
+    def __init__(
+        self, throughput: Throughput, total_steps: int, *, console: Console, line_every_s: float = 20.0
+    ) -> None:
+        self.throughput, self.total_steps, self.console, self.line_every_s = (
+            throughput,
+            total_steps,
+            console,
+            line_every_s,
+        )
         self._bar: Progress | None = None
         self._task: Any = None
         self._last_shown = 0.0
@@ -125,7 +137,9 @@ class ProgressBar(lightning.Callback):
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, text=text)
         else:
-            self.console.print(f"step {trainer.global_step}/{self.total_steps}  {text}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"step {trainer.global_step}/{self.total_steps}  {text}", highlight=False, soft_wrap=True
+            )
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Leave the finished bar on the screen."""

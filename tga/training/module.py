@@ -153,13 +153,13 @@ class AlignmentModule(lightning.LightningModule):
         require_same(checkpoint["state_dict"], expected, source=f"a run with {checkpoint.get('hyper_parameters')}")
 
 
-def _named(
-    objective: Objective, spans: PooledSpans, progress: float, taken: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _named(objective: Objective, spans: PooledSpans, progress: float, taken: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One objective's terms; two objectives with a term of the same name would hide each other."""
     terms = objective.losses(spans, progress)
     if clash := set(terms) & set(taken):
-        raise UserError("Two objectives have terms of the same name", given=sorted(clash), remedy="list each objective once")
+        raise UserError(
+            "Two objectives have terms of the same name", given=sorted(clash), remedy="list each objective once"
+        )
     return terms
 
 

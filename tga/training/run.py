@@ -5,9 +5,11 @@ Everything that can be wrong with settings, samples or a checkpoint is found bef
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,8 @@ def fit(
     data = _data(samples, collator, settings)
     collator([samples[0]])  # a sample that cannot be put together says so before the model moves
     throughput = Throughput()
-    trainer = _trainer(settings, throughput, run_dir, data, console)
+    with _quiet_trainer():
+        trainer = _trainer(settings, throughput, run_dir, data, console)
     device = trainer.strategy.root_device
     model.to(device)
     if calibration is not None and resume_from is None:
@@ -75,12 +78,27 @@ def fit(
         centre = _centre(model, family, collator, samples, objectives, settings, resume_from, device, console)
         objectives = [with_centre(objective, centre.to(device), _union(objectives)) for objective in objectives]
     module = _module(model, family, objectives, settings, data, centre, hyper_parameters)
-    with warnings.catch_warnings():
-        # Frozen parts are in eval mode on purpose; how many workers a machine should have is the user's choice.
-        warnings.filterwarnings("ignore", message=".*eval mode.*")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    with _quiet_trainer():
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     return _result(module, trainer, throughput, run_dir)
+
+
+@contextmanager
+def _quiet_trainer() -> Iterator[None]:
+    """Leave out what the trainer says of itself: its tips, and warnings about choices made on purpose."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Frozen parts are in eval mode on purpose; how many workers a machine should have is the user's choice.
+            warnings.filterwarnings("ignore", message=".*eval mode.*")
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*Checkpoint directory.*")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _resolve_checkpoint(ckpt_path: str | None, run_dir: Path) -> Path | None:
@@ -173,9 +191,7 @@ def _calibrate(
     if not drawn:
         raise UserError("There are no pictures to calibrate the projector on", remedy="model.calibration=null")
     pixels = collator.pictures(drawn).to(device=device, dtype=model.dtype)
-    calibrate_projector(
-        model, family, pixels, eps=calibration.eps, output_std_ratio=calibration.output_std_ratio
-    )
+    calibrate_projector(model, family, pixels, eps=calibration.eps, output_std_ratio=calibration.output_std_ratio)
 
 
 def _union(objectives: Sequence[Objective]) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ class SaveCheckpoints(lightning.Callback):
 
     def _save(self, trainer: lightning.Trainer, step: int) -> None:
         with atomic_path(self.directory / f"step-{step:08d}.ckpt") as path:
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
         self._saved_at = step
         for old in sorted(self.directory.glob("step-*.ckpt"))[: -self.keep]:
             old.unlink()

@@ -60,7 +60,9 @@ class TrainSettings:
         wrong += [f"warmup_ratio={self.warmup_ratio}"] if not 0 <= self.warmup_ratio < 1 else []
         if wrong:
             allowed = "positive numbers, warmup_ratio in [0, 1)"
-            raise UserError("Training settings out of range", given=wrong, allowed=allowed, remedy="training.NAME=VALUE")
+            raise UserError(
+                "Training settings out of range", given=wrong, allowed=allowed, remedy="training.NAME=VALUE"
+            )
 
 
 @dataclass(frozen=True)

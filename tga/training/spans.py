@@ -41,9 +41,7 @@ def pooled_spans(
         retrieved = retrieved.detach()  # in a causal LM nothing before the image depends on the projector
     has_pair = has_image & has_caption
     any_retrieved = batch.retrieved_ids is not None or bool(batch.retrieved_mask.any())
-    return PooledSpans(
-        layers, image, caption, retrieved if any_retrieved else None, has_pair, has_pair & has_retrieved
-    )
+    return PooledSpans(layers, image, caption, retrieved if any_retrieved else None, has_pair, has_pair & has_retrieved)
 
 
 @torch.no_grad()

@@ -1,0 +1,285 @@
+"""tga-train: prepare, index, neighbours, training, evaluation, export, and a table of what came out.
+
+What is there already is not made again. All that can be wrong with the config, the model, the data and the questions is found before
+the index is built or a step is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from tga.alignment.layers import resolve_layers
+from tga.alignment.objective import Objective
+from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
+from tga.cli.common import config_hash, exclusive, hydra_command, instantiate, plain, start_run, write_summary
+from tga.data.collate import RETRIEVED, Collator
+from tga.data.llava_json import load_llava_json, with_neighbours
+from tga.errors import UserError
+from tga.evaluation.suite import Metric, evaluate, metrics_from_config, read_metric_questions
+from tga.export.run import FORMATS, card_of, export_source
+from tga.export.source import source_from_checkpoint
+from tga.resources import peak_rss_mib
+from tga.training.base_model import BaseModel
+from tga.training.callbacks import terminal
+from tga.training.run import fit
+from tga.training.settings import Calibration, FitResult, TrainSettings
+from tga.vlm.families import Family, family_of, num_layers
+from tga.vlm.image_tokens import check_image_tokens
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BASE_FIELDS = tuple(field.name for field in dataclasses.fields(BaseModel))
+
+
+@dataclasses.dataclass
+class Stopwatch:
+    """Seconds by stage, as keys of the summary."""
+
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block as `<name>_s`."""
+        started = time.perf_counter()
+        yield
+        self.seconds[f"{name}_s"] = round(time.perf_counter() - started, 3)
+
+
+@hydra_command("train")
+def main(config: DictConfig) -> Path:
+    """Run all stages; returns the run directory."""
+    started, watch, console = time.perf_counter(), Stopwatch(), terminal()
+    values = plain(config)
+    settings, calibration = TrainSettings(**values["training"]), _calibration(values["model"])
+    _check_choices(values)
+    with watch.stage("prepare"):
+        _prepare(config)
+    base = BaseModel(**{name: values["model"][name] for name in BASE_FIELDS})
+    with watch.stage("load"):
+        model, processor = base.load(
+            dtype=DTYPES[values["model"]["dtype"]], attn_implementation=values["model"]["attn_implementation"]
+        )
+        family = family_of(model)
+        objectives = build_objectives(values["alignment"], num_layers(model, family))
+        metrics = _metrics(values["evaluation"])
+        samples = load_llava_json(
+            Path(values["data"]["json"]), Path(values["data"]["image_root"]), limit=values["data"]["limit"]
+        )
+        collator = Collator(
+            processor,
+            values["data"]["template"],
+            image_tokens=check_image_tokens(model, family, processor),
+            retrieved=values["alignment"]["retrieved"],
+            max_length=values["data"]["max_length"],
+        )
+    if values["alignment"]["retrieved"] != "none":
+        samples = with_neighbours(samples, _neighbours(values, watch), used=values["data"]["neighbours_used"])
+    run_dir = start_run(config)
+    console.print(f"Run directory: {run_dir}\nIf it stops, continue with: {resume_command(run_dir)}", soft_wrap=True)
+    with watch.stage("train"):
+        result = fit(
+            model,
+            family,
+            collator,
+            samples,
+            objectives,
+            settings,
+            run_dir,
+            train=values["model"]["train"],
+            centred=values["alignment"]["centred"],
+            calibration=calibration,
+            hyper_parameters=_hyper_parameters(config, values, base),
+            ckpt_path=values["ckpt_path"],
+            console=console,
+        )
+    summary = _training_summary(result, values)
+    with watch.stage("evaluate"):
+        measured = _evaluate(model, processor, family, metrics, values["evaluation"], run_dir)
+    del model  # the export loads the checkpoint anew, which also proves that it holds everything
+    exported = None
+    with watch.stage("export"):
+        if values["export"] is not None:
+            exported = _export(result, values, run_dir, measured)
+    summary |= measured | watch.seconds
+    summary |= {"total_s": round(time.perf_counter() - started, 3), "peak_rss_mib": round(peak_rss_mib(), 1)}
+    write_summary(run_dir, summary, config)
+    _print_outcome(summary, measured, result, exported, run_dir)
+    return run_dir
+
+
+def _check_choices(values: Mapping[str, Any]) -> None:
+    """Refuse words that are no option, before anything is loaded."""
+    options: list[tuple[str, Any, Sequence[Any]]] = [
+        ("model.dtype", values["model"]["dtype"], list(DTYPES)),
+        ("model.attn_implementation", values["model"]["attn_implementation"], ["sdpa", "eager"]),
+        ("alignment.retrieved", values["alignment"]["retrieved"], RETRIEVED),
+        ("export", values["export"], [*FORMATS, None]),
+    ]
+    for name, given, allowed in options:
+        if given not in allowed:
+            listed = ", ".join("null" if option is None else str(option) for option in allowed)
+            raise UserError(f"{name} has no such option", given=given, allowed=listed, remedy=f"{name}=...")
+    data = values["data"]
+    if data["captions"] is not None and data["index_dir"] is None:
+        raise UserError("data.captions needs a place for its index", remedy="data.index_dir=DIRECTORY")
+    if values["alignment"]["retrieved"] != "none" and data["captions"] is None and data["neighbours"] is None:
+        remedy = "data.captions=PATH data.index_dir=DIRECTORY, or data.neighbours=PATH, or alignment.retrieved=none"
+        raise UserError(
+            "This method takes retrieved texts, and there is nowhere to take them from",
+            given=f"alignment {values['alignment']['name']} with alignment.retrieved={values['alignment']['retrieved']}",
+            remedy=remedy,
+        )
+
+
+def _calibration(model: Mapping[str, Any]) -> Calibration | None:
+    return None if model["calibration"] is None else Calibration(**model["calibration"])
+
+
+def _prepare(config: DictConfig) -> None:
+    """Call `prepare._target_` where there is one: a function of `root` that skips what is complete."""
+    if config.prepare.get("_target_") is None:
+        return
+    with exclusive(Path(config.prepare.root).absolute()):
+        instantiate(config.prepare)
+
+
+def build_objectives(alignment: Mapping[str, Any], layers: int) -> list[Objective]:
+    """The objectives of an alignment config; their layer numbers are resolved against the `layers` of the model.
+
+    Raises:
+        UserError: layers outside of 0..L, or a target that may not be used.
+    """
+    return [
+        instantiate({**target, "layers": resolve_layers(target["layers"], layers)})
+        for target in alignment["objectives"]
+    ]
+
+
+def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Metric]:
+    """The metrics of an evaluation config; their question files are read once here so that mistakes show early."""
+    if not evaluation["metrics"]:
+        return {}
+    metrics = metrics_from_config(evaluation["root"], evaluation["metrics"])
+    read_metric_questions(metrics, evaluation["limit"])
+    return metrics
+
+
+def _neighbours(values: Mapping[str, Any], watch: Stopwatch) -> Path:
+    """The neighbours file, made from the corpus where it is missing or of something else."""
+    data = values["data"]
+    if data["neighbours"] is not None and data["captions"] is None:
+        return Path(data["neighbours"])
+    index_dir = Path(data["index_dir"]).absolute()
+    out = Path(data["neighbours"]) if data["neighbours"] is not None else index_dir / "neighbours.parquet"
+    captions = [data["captions"]] if isinstance(data["captions"], str) else data["captions"]
+    choice, k = EncoderChoice(**values["encoder"]), data["neighbours_k"]
+    with exclusive(index_dir):
+        with watch.stage("index"):
+            ensure_index([Path(path) for path in captions], index_dir, choice, **values["index"], k=k)
+        with watch.stage("neighbours"):
+            root = Path(data["image_root"])
+            ensure_neighbours(
+                index_dir, Path(data["json"]), root, out, choice, k=k, batch_size=values["index"]["batch_size"]
+            )
+    return out
+
+
+def resume_command(run_dir: Path) -> str:
+    """The command line that continues this run."""
+    overrides = [
+        override
+        for override in HydraConfig.get().overrides.task
+        if not override.lstrip("+").startswith(("run_dir=", "ckpt_path="))
+    ]
+    return shlex.join(["tga-train", *overrides, f"run_dir={run_dir}", "ckpt_path=last"])
+
+
+def _hyper_parameters(config: DictConfig, values: Mapping[str, Any], base: BaseModel) -> dict[str, Any]:
+    """What a checkpoint says of its run: plain values only."""
+    return {
+        "base_model": base.located(),
+        "method": values["alignment"]["name"],
+        "alignment": {key: value for key, value in values["alignment"].items() if key != "objectives"},
+        "training": values["training"],
+        "template": values["data"]["template"],
+        "config_hash": config_hash(config),
+    }
+
+
+def _training_summary(result: FitResult, values: Mapping[str, Any]) -> dict[str, Any]:
+    norm = result.guide_gradient_norm
+    return {
+        "method": values["alignment"]["name"],
+        "seed": values["seed"],
+        "steps": result.steps,
+        "samples": result.samples,
+        "samples_per_s": round(result.samples_per_s, 3),
+        "guide_gradient_norm": None if math.isnan(norm) else norm,
+        "trainable_parameters": result.trainable_parameters,
+        **result.losses,
+    }
+
+
+def _evaluate(
+    model: Any,
+    processor: Any,
+    family: Family,
+    metrics: Mapping[str, Metric],
+    evaluation: Mapping[str, Any],
+    run_dir: Path,
+) -> dict[str, Any]:
+    if not metrics:
+        return {}
+    model.eval()
+    options = {key: value for key, value in evaluation.items() if key not in ("root", "metrics")}
+    with torch.inference_mode():
+        return evaluate(model, processor, family, metrics, out_dir=run_dir, model_name=run_dir.name, **options)
+
+
+def _export(result: FitResult, values: Mapping[str, Any], run_dir: Path, measured: Mapping[str, Any]) -> Path:
+    source = source_from_checkpoint(result.checkpoint, dtype=None)
+    card = card_of(source, name=f"{values['name']}: {values['alignment']['name']}", figures=measured)
+    return export_source(source, run_dir / values["export"], card, format=values["export"])
+
+
+def _print_outcome(
+    summary: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    result: FitResult,
+    exported: Path | None,
+    run_dir: Path,
+) -> None:
+    """The short table: rates with their intervals, then times, then where things are."""
+    console = Console()
+    table = Table(title=f"{summary['method']}, seed {summary['seed']}")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for key, value in measured.items():
+        if f"{key}_low" in measured:
+            table.add_row(key, f"{value:.3f}", f"{measured[f'{key}_low']:.3f} - {measured[f'{key}_high']:.3f}")
+    for key in ("steps", "samples_per_s", "guide_gradient_norm", "train_s", "total_s", "peak_rss_mib"):
+        if summary.get(key) is not None:
+            table.add_row(key, f"{summary[key]:.4g}" if isinstance(summary[key], float) else str(summary[key]), "")
+    console.print(table)
+    places = {"checkpoint": result.checkpoint, "export": exported, "answers": run_dir / "answers.jsonl"}
+    places |= {"metrics": run_dir / "metrics.jsonl", "summary": run_dir / "summary.json"}
+    for name, path in places.items():
+        if path is not None and path.exists():
+            console.print(f"{name:<11}{path}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()
