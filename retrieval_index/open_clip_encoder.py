@@ -1,0 +1,191 @@
+"""CLIP models through open_clip: a built-in model with a pretrained tag or weight file, `hf-hub:` or `local-dir:`.
+
+Captions are far shorter than the context of the text tower. Where the tower is causal and pooled at a token of the
+caption itself, what stands behind that token cannot change the result, so a batch is cut to its longest caption and
+captions are sorted by length. Towers that attend to their padding (SigLIP) or pool elsewhere get the whole context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.model import CLIP, CustomTextCLIP, get_input_dtype
+from open_clip.transformer import TextTransformer
+from PIL import Image, UnidentifiedImageError
+
+from retrieval_index.encoders import GOLDEN_SENTENCE, unit_rows
+from retrieval_index.errors import RetrievalError
+
+TOKENIZE_BLOCK = 4096
+
+
+class OpenClipEncoder:
+    """Text and image towers of an open_clip model.
+
+    Args:
+        name: a built-in model name, `hf-hub:ORG/REPO` or `local-dir:PATH`.
+        pretrained: tag or weight file of a built-in model; the other two forms bring their own weights.
+        device: torch device.
+        precision: fp32, fp16 or bf16.
+        image_workers: threads that decode and resize pictures.
+
+    Raises:
+        RetrievalError: a model that does not exist, has no weights, or does not fit its tokenizer.
+    """
+
+    encodes_images = True
+
+    def __init__(
+        self, name: str, pretrained: str | None, *, device: str = "cpu", precision: str = "fp32", image_workers: int = 2
+    ) -> None:
+        self._model, self._preprocess, self._tokenizer = _load(name, pretrained, device, precision)
+        self._text = _TextTower(self._model)
+        self._encode_image: Callable[[torch.Tensor], torch.Tensor] = getattr(self._model, "encode_image")
+        self._device = torch.device(device)
+        self._image_dtype = get_input_dtype(precision) or torch.float32
+        self._image_workers = image_workers
+        self.trims = self._text.trims
+        self._check_vocabulary(name)
+        self.width = int(self.encode_texts([GOLDEN_SENTENCE], batch_size=1).shape[1])
+
+    def encode_texts(
+        self, texts: Sequence[str], *, batch_size: int, report: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Vectors of captions, `[texts, width]` float32, in the order given."""
+        tokens = self._tokenize(texts)
+        lengths = self._text.lengths(tokens)
+        order = np.argsort(lengths, kind="stable") if self.trims else np.arange(len(texts))
+        result: np.ndarray | None = None
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = tokens[torch.from_numpy(rows)][:, : int(lengths[rows].max())]
+            with torch.inference_mode():
+                vectors = unit_rows(self._text.encode(batch.to(self._device).long()))
+            if result is None:
+                result = np.empty((len(texts), vectors.shape[1]), dtype=np.float32)
+            result[rows] = vectors
+            if report is not None:
+                report(min(start + batch_size, len(order)))
+        return np.empty((0, self.width), dtype=np.float32) if result is None else result
+
+    def encode_images(
+        self, paths: Sequence[Path], *, batch_size: int, report: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Vectors of pictures, `[paths, width]` float32, with the model's own preprocessing.
+
+        Raises:
+            RetrievalError: a picture that is missing or cannot be decoded.
+        """
+        result = np.empty((len(paths), self.width), dtype=np.float32)
+        with ThreadPoolExecutor(self._image_workers) as pool:
+            for start in range(0, len(paths), batch_size):
+                pixels = torch.stack(list(pool.map(self._pixels, paths[start : start + batch_size])))
+                with torch.inference_mode():
+                    features = self._encode_image(pixels.to(self._device, self._image_dtype))
+                result[start : start + len(pixels)] = unit_rows(features)
+                if report is not None:
+                    report(start + len(pixels))
+        return result
+
+    def _pixels(self, path: Path) -> torch.Tensor:
+        try:
+            with Image.open(path) as picture:
+                return self._preprocess(picture.convert("RGB"))
+        except (OSError, UnidentifiedImageError) as error:
+            reason = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be decoded"
+            raise RetrievalError(
+                f"A picture {reason}", given=path, remedy="replace the file or drop its record"
+            ) from error
+
+    def _tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """Token ids `[texts, context]`, int32 to halve what a large shard holds."""
+        blocks = [
+            self._tokenizer(list(texts[start : start + TOKENIZE_BLOCK])).to(torch.int32)
+            for start in range(0, len(texts), TOKENIZE_BLOCK)
+        ]
+        return torch.cat(blocks) if blocks else torch.empty((0, self._text.context), dtype=torch.int32)
+
+    def _check_vocabulary(self, name: str) -> None:
+        largest = int(self._tokenize([GOLDEN_SENTENCE]).max())
+        if largest >= self._text.vocabulary:
+            raise RetrievalError(
+                "The tokenizer does not belong to the text tower",
+                given=f"{name}: token {largest} for a vocabulary of {self._text.vocabulary}",
+                remedy="a local-dir needs its tokenizer files and text_cfg.hf_tokenizer_name in open_clip_config.json",
+            )
+
+
+class _TextTower:
+    """`encode_text` for token batches that may be cut: position embedding and causal mask are cut along.
+
+    open_clip's own forward runs, with its two tensors of context length replaced for the call.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        in_own_module = isinstance(model, CustomTextCLIP)
+        tower = model.text if in_own_module else model
+        assert isinstance(tower, torch.nn.Module)
+        self._encode = _EncodeText(model)
+        self._prefix = "model.text." if in_own_module else "model."
+        self._pool = tower.pool_type if isinstance(tower, TextTransformer) else getattr(model, "text_pool_type", None)
+        self._end_id = tower.eos_id if isinstance(tower, TextTransformer) else getattr(model, "text_eos_id", None)
+        self._mask: torch.Tensor | None = getattr(tower, "attn_mask", None)
+        self._positions: torch.Tensor | None = getattr(tower, "positional_embedding", None)
+        self.context = int(getattr(model, "context_length", 77))
+        self.vocabulary = int(getattr(model, "vocab_size", None) or np.iinfo(np.int32).max)
+        known = type(model) is CLIP or (type(model) is CustomTextCLIP and type(tower) is TextTransformer)
+        has_class_token = getattr(tower, "cls_emb", None) is not None
+        self.trims = known and self._mask is not None and self._pool in ("argmax", "eos") and not has_class_token
+
+    def lengths(self, tokens: torch.Tensor) -> np.ndarray:
+        """How many leading tokens decide each caption's vector, `[texts]` int64."""
+        if not self.trims or len(tokens) == 0:
+            return np.full(len(tokens), tokens.shape[1], dtype=np.int64)
+        ends = tokens if self._pool == "argmax" else tokens.eq(self._end_id).int()
+        return ends.argmax(dim=-1).numpy() + 1
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Features `[texts, width]` (not normalised) of tokens `[texts, length]` int64."""
+        length = tokens.shape[1]
+        if not self.trims or self._mask is None or self._positions is None or length == len(self._positions):
+            return self._encode(tokens)  # type: ignore[no-any-return]
+        cut = {
+            f"{self._prefix}positional_embedding": self._positions[:length],
+            f"{self._prefix}attn_mask": self._mask[:length, :length],
+        }
+        return torch.func.functional_call(self._encode, cut, (tokens,))  # type: ignore[no-any-return]
+
+
+class _EncodeText(torch.nn.Module):
+    """`model.encode_text` as a module's forward, which is what `functional_call` needs."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model.encode_text(tokens)  # type: ignore[operator,no-any-return]
+
+
+def _load(
+    name: str, pretrained: str | None, device: str, precision: str
+) -> tuple[torch.nn.Module, Callable[[Image.Image], torch.Tensor], Callable[[list[str]], torch.Tensor]]:
+    schema, _ = open_clip.factory.parse_model_name(name)
+    tag = pretrained if schema is None else None
+    try:
+        model, preprocess = open_clip.create_model_from_pretrained(name, tag, precision=precision, device=device)
+        tokenizer = open_clip.get_tokenizer(name)
+    except (RuntimeError, ValueError, OSError) as error:
+        tags = open_clip.list_pretrained_tags_by_model(name) if schema is None else []
+        raise RetrievalError(
+            f"The open_clip encoder cannot be loaded: {' '.join(str(error).split())[:300]}",
+            given=f"name={name} pretrained={pretrained}",
+            allowed=f"pretrained tags of {name}: {', '.join(tags)}" if tags else None,
+            remedy="encoder.name=MODEL encoder.pretrained=TAG, or encoder.name=local-dir:PATH",
+        ) from error
+    return model.eval(), preprocess, tokenizer
