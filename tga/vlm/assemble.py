@@ -135,6 +135,14 @@ def _load_llm(
         output_loading_info=True,
     )
     _check_complete(path, report)
+    missing = [name for name in ("embed_tokens", "layers", "norm") if not hasattr(model.base_model, name)]
+    if missing:
+        raise UserError(
+            f"The decoder of this language model is not laid out like Llama's: it lacks {', '.join(missing)}",
+            given=f"{path} ({type(model).__name__})",
+            allowed="Llama, Mistral, Qwen2 and their like",
+            remedy="model.llm=...",
+        )
     tokenizer = _pretrained(AutoTokenizer, path, "model.llm")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -167,7 +175,7 @@ def _pretrained(loader: Any, path: str, option: str, **arguments: Any) -> Any:
         return loader.from_pretrained(path, **arguments)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"Cannot load {loader.__name__} from there: {error}",
+            f"Cannot load {loader.__name__} from there: {str(error).strip().splitlines()[0]}",
             given=path,
             allowed="a directory in the Hugging Face layout, or a hub id when the hub can be reached",
             remedy=f"{option}=...",
@@ -203,9 +211,7 @@ def _join(
     attn_implementation: str,
 ) -> LlavaForConditionalGeneration:
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration._from_config(
-            config, dtype=dtype, attn_implementation=attn_implementation
-        )
+        model = LlavaForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     projector = model.model.multi_modal_projector.to_empty(device="cpu")
     for layer in projector.modules():
         if isinstance(layer, nn.Linear):

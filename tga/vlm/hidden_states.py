@@ -26,9 +26,7 @@ class _DeepestLayerReached(Exception):
 
 
 @contextmanager
-def capture_hidden_states(
-    model: nn.Module, family: Family, layers: Collection[int]
-) -> Iterator[dict[int, Tensor]]:
+def capture_hidden_states(model: nn.Module, family: Family, layers: Collection[int]) -> Iterator[dict[int, Tensor]]:
     """Collect the hidden states of `layers` during the one forward pass that runs inside the block.
 
     Yields:

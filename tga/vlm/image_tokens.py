@@ -56,7 +56,8 @@ def projector_inputs(model: nn.Module, family: Family, pixel_values: Tensor) -> 
     parameter = next(component(model, family.vision_tower).parameters())
     handle = component(model, family.projector).register_forward_pre_hook(hook)
     try:
-        model.get_image_features(pixel_values=pixel_values.to(parameter.device, parameter.dtype))
+        image_features: Any = model.get_image_features
+        image_features(pixel_values=pixel_values.to(parameter.device, parameter.dtype))
     except _ProjectorReached:
         pass
     finally:

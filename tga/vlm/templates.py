@@ -217,7 +217,9 @@ def _unmarked(marked: str, span: tuple[int, int]) -> tuple[int, int]:
 
 def _complete(marked: str, messages: list[dict[str, Any]]) -> bool:
     """Every marked text of the messages stands in the rendering, unchanged and once."""
-    wanted = sorted(m for message in messages for m in re.findall("[\ufdd0-\ufdd5][^\ufdd0-\ufdd5]*", message["content"]))
+    wanted = sorted(
+        m for message in messages for m in re.findall("[\ufdd0-\ufdd5][^\ufdd0-\ufdd5]*", message["content"])
+    )
     found = sorted(re.findall("[\ufdd0-\ufdd5][^\ufdd0-\ufdd5]*", marked))
     starts = {_ASSISTANT[0], _USER[0], _RETRIEVED[0]}
     return [w for w in wanted if w[0] in starts] == [f for f in found if f[0] in starts]
