@@ -81,7 +81,7 @@ def test_prompts_hold_the_picture_and_the_question(questions: list[Question]) ->
     model, processor, family = varied_llava()
     rows = prompt_rows(model, processor, family, questions[:2], **TEMPLATES)
     texts = processor.tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
-    assert texts[0] == "<s>USER: What is it? ASSISTANT: "
+    assert texts[0] == "<s>USER: What is it? ASSISTANT:"
     assert texts[1] == "<s><image><image><image><image>\n"
 
 

@@ -153,6 +153,7 @@ def measure(
     """Flat values and judged answers of one model on questions that are already read; writes nothing."""
     values: dict[str, float] = {}
     judged: list[Judged] = []
+    answered: dict[tuple[Path, str | None], list[str]] = {}  # metrics on the same questions share the answers
     templates = {"chat_template": chat_template, "plain_template": plain_template}
     for name, metric in metrics.items():
         asked = questions[name]
@@ -162,18 +163,20 @@ def measure(
             )
             values.update({f"{name}_{key}": value for key, value in cosines.items()})
             continue
-        answers = answer_questions(
-            model,
-            processor,
-            family,
-            asked,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            description=f"{model_name}: {name}",
-            show_progress=show_progress,
-            **templates,
-        )
-        rows = _judge(model_name, name, metric.judge, asked, answers)
+        source = (metric.file, metric.prompt)
+        if source not in answered:
+            answered[source] = answer_questions(
+                model,
+                processor,
+                family,
+                asked,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                description=f"{model_name}: {name}",
+                show_progress=show_progress,
+                **templates,
+            )
+        rows = _judge(model_name, name, metric.judge, asked, answered[source])
         values.update(rate_values(name, rows, by_group=metric.by_group))
         judged.extend(rows)
     return values, judged

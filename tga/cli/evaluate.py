@@ -1,0 +1,120 @@
+"""tga-evaluate: safety, over-refusal and utility of any number of models side by side, with intervals."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tga.cli.common import exclusive, hydra_command, instantiate, plain, start_run, write_summary
+from tga.errors import UserError
+from tga.evaluation.models import check_models, load_model
+from tga.evaluation.report import Table, html_report, markdown, models_table, print_tables, write_text
+from tga.evaluation.suite import (
+    ANSWERS_FILE,
+    Judged,
+    Metric,
+    measure,
+    metrics_from_config,
+    read_metric_questions,
+    write_answers,
+)
+from tga.resources import peak_rss_mib
+from tga.vlm.families import family_of
+
+SETTINGS = ("chat_template", "plain_template", "batch_size", "max_new_tokens", "seed")
+EXAMPLES = 5
+
+
+@hydra_command("evaluate")
+def main(config: DictConfig) -> Path:
+    """Ask every model every question; write answers.jsonl, summary.json, table.md and report.html."""
+    started = time.perf_counter()
+    values = plain(config)
+    settings, models = values["evaluation"], {str(name): str(path) for name, path in values["models"].items()}
+    check_models(models)
+    if settings["metrics"] and settings["root"] is None:
+        raise UserError("the evaluation's files have no root", given="null", remedy="evaluation.root=DIR")
+    _prepare(config)
+    metrics = metrics_from_config(settings["root"] or ".", settings["metrics"])
+    questions = read_metric_questions(metrics, settings["limit"])
+    run_dir = start_run(config)
+    found: dict[str, dict[str, float]] = {}
+    judged: list[Judged] = []
+    for name, path in models.items():
+        loading = {key: str(values[key]) for key in ("dtype", "device", "attn_implementation")}
+        model, processor = load_model(path, **loading)
+        asked: dict[str, Any] = {key: settings[key] for key in SETTINGS}
+        found[name], answers = measure(
+            model, processor, family_of(model), metrics, questions, model_name=name, show_progress=True, **asked
+        )
+        judged.extend(answers)
+        del model, processor
+        gc.collect()
+    write_answers(run_dir / ANSWERS_FILE, judged)
+    _report(run_dir, found, metrics, judged)
+    summary = _summary(found)
+    summary["total_s"] = round(time.perf_counter() - started, 3)
+    summary["peak_rss_mib"] = round(peak_rss_mib(), 1)
+    write_summary(run_dir, summary, config)
+    return run_dir
+
+
+def _prepare(config: DictConfig) -> None:
+    """Write what the evaluation reads, where its config says how; a function of `root` that skips what is complete."""
+    if config.prepare.get("_target_") is not None:
+        with exclusive(Path(config.prepare.root).absolute()):
+            instantiate(config.prepare)
+
+
+def _summary(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """One model's keys as they are; several models' keys with the model's name before them."""
+    if len(found) == 1:
+        return dict(next(iter(found.values())))
+    return {f"{name}_{key}": value for name, values in found.items() for key, value in values.items()}
+
+
+def _report(
+    run_dir: Path, found: Mapping[str, Mapping[str, float]], metrics: Mapping[str, Metric], judged: list[Judged]
+) -> None:
+    """table.md and report.html beside the answers, and the rates in the terminal."""
+    keys = list(dict.fromkeys(key for values in found.values() for key in values))
+    rates = [key for key in keys if f"{key}_n" in keys]
+    cosines = [key for key in keys if key.startswith(tuple(f"{name}_" for name in _cosine_names(metrics)))]
+    tables = [models_table(found, rates, "Rates with 95 % intervals (Wilson)")]
+    if cosines:
+        tables.append(models_table(found, cosines, "Cosines of pictures and captions by layer"))
+    title = "Evaluation of " + ", ".join(found)
+    notes = [f"The answers behind the rates are in {ANSWERS_FILE}; refusals are judged by patterns, so read some."]
+    write_text(run_dir / "table.md", markdown(title, tables, notes))
+    write_text(run_dir / "report.html", html_report(title, [*tables, *_examples(judged, metrics)], notes))
+    print_tables(tables[:1], notes)
+
+
+def _cosine_names(metrics: Mapping[str, Metric]) -> list[str]:
+    return [name for name, metric in metrics.items() if metric.kind == "cosine"]
+
+
+def _examples(judged: list[Judged], metrics: Mapping[str, Metric]) -> list[Table]:
+    """The first answers of each model to each metric, so that a reader sees what was judged."""
+    tables = []
+    for name, metric in metrics.items():
+        shown: dict[str, list[Judged]] = {}
+        for row in (row for row in judged if row.metric == name):
+            shown.setdefault(row.model, []).append(row)
+        rows = [
+            [row.model, row.id, row.prompt, row.answer, "yes" if row.judged else "no"]
+            for answers in shown.values()
+            for row in answers[:EXAMPLES]
+        ]
+        if rows:
+            tables.append(Table(f"{name}: first answers", ["model", "id", "prompt", "answer", metric.judge], rows))
+    return tables
+
+
+if __name__ == "__main__":
+    main()

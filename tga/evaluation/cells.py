@@ -1,0 +1,144 @@
+"""Running the cells of a comparison: one subprocess each, a few at a time, with a log, and only where needed.
+
+A cell is a run of a training command in a directory of its own. It is done when its summary.json carries the config
+hash that is wanted; so a comparison that was stopped goes on where it was, and one whose settings changed runs again what
+they concern. A cell that fails leaves its log and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tga.errors import UserError
+
+LOG = "run.log"
+SUMMARY = "summary.json"
+MARK = ".cell"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: the command (an argument list) that fills `directory`, and the hash its summary must carry."""
+
+    method: str
+    seed: int
+    directory: Path
+    command: tuple[str, ...]
+    config_hash: str
+
+    @property
+    def name(self) -> str:
+        """`method, seed N`."""
+        return f"{self.method}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: its exit code and the last lines of its log."""
+
+    cell: Cell
+    code: int
+    tail: str
+
+
+def cell_summary(cell: Cell) -> dict[str, Any] | None:
+    """The cell's summary where it is there and of the config that is wanted, else None."""
+    path = cell.directory / SUMMARY
+    if not path.is_file():
+        return None
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    return summary if summary.get("config_hash") == cell.config_hash else None
+
+
+def run_cells(
+    cells: Sequence[Cell], *, jobs: int, threads: int, on_end: Callable[[Outcome], None] = lambda _: None
+) -> list[Outcome]:
+    """Run every cell, at most `jobs` at a time, and return how each ended, in the order given.
+
+    threads: CPU threads of each run (OMP_NUM_THREADS). on_end: called in this thread as each run ends.
+    An interrupt ends the running subprocesses before it is passed on.
+    """
+    runner = _Runner({**os.environ, "OMP_NUM_THREADS": str(threads)})
+    outcomes: dict[Cell, Outcome] = {}
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        futures = [pool.submit(runner.run, cell) for cell in cells]
+        try:
+            for future in as_completed(futures):
+                outcome = future.result()
+                outcomes[outcome.cell] = outcome
+                on_end(outcome)
+        except BaseException:
+            runner.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [outcomes[cell] for cell in cells]
+
+
+class _Runner:
+    """Starts subprocesses from several threads and can end all that are running."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run(self, cell: Cell) -> Outcome:
+        """Run one cell to its end, its output in the cell's log."""
+        _empty(cell.directory)
+        log = cell.directory / LOG
+        with log.open("wb") as output:
+            with self._lock:
+                if self._stopped:
+                    return Outcome(cell, -1, "not started")
+                process = subprocess.Popen(
+                    cell.command,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env=dict(self._environment),
+                )
+                self._running.add(process)
+            code = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        if code == 0 and cell_summary(cell) is None:
+            return Outcome(cell, 1, f"it ended well, but {cell.directory / SUMMARY} is missing or of another config")
+        return Outcome(cell, code, _tail(log))
+
+    def stop(self) -> None:
+        """End what is running and start nothing more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+
+def _empty(directory: Path) -> None:
+    """A fresh directory; an older one is removed only if a comparison made it."""
+    if directory.exists():
+        if any(directory.iterdir()) and not (directory / MARK).is_file():
+            raise UserError(
+                "a run's directory holds something that no comparison wrote",
+                given=directory,
+                remedy="run_dir=ANOTHER, or move it away",
+            )
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+    (directory / MARK).touch()
+
+
+def _tail(log: Path, lines: int = 3) -> str:
+    """The last lines of a log that are not a progress bar's."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    kept = [line.rsplit("\r", 1)[-1].strip() for line in text.splitlines()]
+    return " | ".join([line for line in kept if line][-lines:])
