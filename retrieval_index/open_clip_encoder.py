@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -45,7 +46,7 @@ class OpenClipEncoder:
     ) -> None:
         self._model, self._preprocess, self._tokenizer = _load(name, pretrained, device, precision)
         self._text = _TextTower(self._model)
-        self._encode_image: Callable[[torch.Tensor], torch.Tensor] = getattr(self._model, "encode_image")
+        self._encode_image = self._model.encode_image
         self._device = torch.device(device)
         self._image_dtype = get_input_dtype(precision) or torch.float32
         self._image_workers = image_workers
@@ -133,7 +134,8 @@ class _TextTower:
         self._encode = _EncodeText(model)
         self._prefix = "model.text." if in_own_module else "model."
         self._pool = tower.pool_type if isinstance(tower, TextTransformer) else getattr(model, "text_pool_type", None)
-        self._end_id = tower.eos_id if isinstance(tower, TextTransformer) else getattr(model, "text_eos_id", None)
+        end_id = tower.eos_id if isinstance(tower, TextTransformer) else getattr(model, "text_eos_id", None)
+        self._end_id = -1 if end_id is None else int(end_id)
         self._mask: torch.Tensor | None = getattr(tower, "attn_mask", None)
         self._positions: torch.Tensor | None = getattr(tower, "positional_embedding", None)
         self.context = int(getattr(model, "context_length", 77))
@@ -174,7 +176,7 @@ class _EncodeText(torch.nn.Module):
 
 def _load(
     name: str, pretrained: str | None, device: str, precision: str
-) -> tuple[torch.nn.Module, Callable[[Image.Image], torch.Tensor], Callable[[list[str]], torch.Tensor]]:
+) -> tuple[Any, Callable[[Image.Image], torch.Tensor], Callable[[list[str]], torch.Tensor]]:
     schema, _ = open_clip.factory.parse_model_name(name)
     tag = pretrained if schema is None else None
     try:

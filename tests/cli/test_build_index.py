@@ -1,0 +1,193 @@
+"""tga-build-index as a user calls it: arguments in, files and a summary out, or one message and exit code 1."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from retrieval_index.encoders import EncoderSpec, load_encoder
+from retrieval_index.index import CaptionIndex
+from tests.tiny_clip import random_captions, write_pictures, write_tiny_clip
+from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours, main
+
+CAPTIONS = [*random_captions(19), "A [red] car [/]"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_clip(tmp_path_factory.mktemp("encoder") / "clip")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """captions.txt, images/*.png and data.json."""
+    (tmp_path / "captions.txt").write_text("\n".join([*CAPTIONS, CAPTIONS[0].upper()]), encoding="utf-8")
+    records = [
+        {"id": path.stem, "image": path.name, "conversations": [{"from": "human", "value": "<image>"}, answer]}
+        for path, answer in zip(
+            write_pictures(tmp_path / "images", 5),
+            [{"from": "gpt", "value": caption} for caption in CAPTIONS[:5]],
+            strict=True,
+        )
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(records), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def call(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the command in this process, in `world`; (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(world)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tga-build-index", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def files(world: Path) -> list[str]:
+    return sorted(str(path.relative_to(world)) for path in world.rglob("*") if path.is_file() and path.suffix != ".png")
+
+
+def test_build_join_and_ask_in_one_command(call, world: Path, encoder: str) -> None:
+    code, out, err = call(
+        "captions=captions.txt", "out=index", f"encoder.name={encoder}", "encoder.device=cpu", "neighbours=data.json",
+        "image_root=images", "k=3", "query=images/001.png",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "Encoding captions" in err and "Searching neighbours" in err
+    loaded = load_encoder(EncoderSpec("open_clip", encoder), device="cpu")
+    index = CaptionIndex.open("index", encoder=loaded)
+    scores, rows = index.search(loaded.encode_images([Path("images/001.png")], batch_size=1), k=3)
+    for score, caption in zip(scores[0], index.captions(rows[0]), strict=True):
+        assert f"{score:.4f}" in out and caption in out
+    assert out.splitlines()[-1] == "Output directory: index"
+    assert pq.read_table("index/neighbours.parquet").num_rows == 5
+    summary = json.loads(Path("index/summary.json").read_text())
+    expected = {"captions": 20, "captions_read": 21, "captions_duplicate": 1, "neighbours_samples": 5, "width": 16}
+    assert summary.items() >= expected.items()
+    assert summary["index_built"] is True and summary["total_s"] >= summary["index_s"] > 0
+    assert len(summary["config_hash"]) == 16
+    made = [f"index/{name}" for name in ("captions.arrow", "index/flat.faiss", "manifest.json", "neighbours.parquet")]
+    assert files(world) == sorted([*made, "index/shards/00000.npy", "index/summary.json", "captions.txt", "data.json"])
+
+
+def test_the_encoder_of_an_index_is_remembered(call, encoder: str) -> None:
+    assert call("captions=captions.txt", "out=index", f"encoder.name={encoder}", "encoder.device=cpu")[0] == 0
+    before = Path("index/summary.json").read_bytes()
+    code, out, err = call("out=index", "query=images/000.png", "k=20")
+    assert code == 0, err
+    assert "A [red] car [/]" in out  # no markup
+    assert Path("index/summary.json").read_bytes() == before  # a question writes nothing
+
+
+def test_what_is_there_is_not_built_again(call, world: Path, encoder: str) -> None:
+    arguments = [
+        "captions=captions.txt",
+        "out=index",
+        f"encoder.name={encoder}",
+        "neighbours=data.json",
+        "image_root=images",
+    ]
+    assert call(*arguments, "k=2")[0] == 0
+    times = {name: (world / "index" / name).stat().st_mtime_ns for name in ("manifest.json", "neighbours.parquet")}
+    code, out, _ = call(*arguments, "k=2")
+    assert code == 0 and "up to date" in out
+    assert times == {name: (world / "index" / name).stat().st_mtime_ns for name in times}
+    summary = json.loads((world / "index" / "summary.json").read_text())
+    assert summary["index_built"] is False and summary["neighbours_written"] is False
+
+
+def test_other_captions_are_refused_unless_told_to_overwrite(call, world: Path, encoder: str) -> None:
+    arguments = ["captions=captions.txt", "out=index", f"encoder.name={encoder}"]
+    assert call(*arguments)[0] == 0
+    (world / "captions.txt").write_text("a dog\na cat", encoding="utf-8")
+    code, _, err = call(*arguments)
+    assert code == 1 and "overwrite=true" in err and "20 captions" in err
+    assert len(CaptionIndex.open("index")) == 20
+    assert call(*arguments, "overwrite=true")[0] == 0
+    assert len(CaptionIndex.open("index")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["captions=none.txt", "encoder.name=ENCODER"], "A caption file does not exist. Given: none.txt."),
+        (["captions=captions.txt"], "No encoder was named."),
+        (["captions=captions.txt", "encoder.name=local-dir:none"], "The encoder's directory does not exist."),
+        (["captions=captions.txt", "encoder.name=ENCODER", "encoder.kind=x"], "Unknown kind of encoder. Given: x."),
+        (["captions=captions.txt", "encoder.name=ENCODER", "query=none.png"], "The picture does not exist."),
+        (
+            ["captions=captions.txt", "encoder.name=ENCODER", "query=images/000.png", "k=21"],
+            "Given: k=21. Allowed: 1 to 20.",
+        ),
+        (
+            ["captions=captions.txt", "encoder.name=ENCODER", "neighbours=data.json", "image_root=."],
+            "5 pictures are missing under .",
+        ),
+        (["captions=captions.txt", "encoder.name=ENCODER", "index.dtype=int8"], "Unknown dtype. Given: int8."),
+        (["captions=empty.txt", "encoder.name=ENCODER"], "The corpus holds no captions."),
+        (["query=images/000.png"], "There is no complete caption index (no manifest.json). Given: index."),
+        ([], "There is nothing to do."),
+    ],
+)
+def test_mistakes_are_one_message_and_leave_nothing(
+    call, world: Path, encoder: str, arguments: list[str], message: str
+) -> None:
+    (world / "empty.txt").write_text("\n \n")
+    before = files(world)
+    code, out, err = call("out=index", *[argument.replace("ENCODER", encoder) for argument in arguments])
+    assert code == 1 and out == ""
+    errors = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and message in errors[0] and "Traceback" not in err
+    assert files(world) == before and not (world / "index").exists() and not (world / "index.building").exists()
+
+
+def test_an_index_of_another_encoder_is_refused(call, world: Path, encoder: str) -> None:
+    assert call("captions=captions.txt", "out=index", f"encoder.name={encoder}")[0] == 0
+    other = write_tiny_clip(world / "other", seed=1)
+    for task in (["query=images/000.png"], ["neighbours=data.json", "image_root=images"]):
+        code, _, err = call("out=index", f"encoder.name={other}", *task)
+        assert code == 1 and "was made with another encoder" in err and "Allowed: open_clip:local:" in err
+    assert not (world / "index" / "neighbours.parquet").exists()
+
+
+def test_two_builds_of_faiss_are_refused(call, world: Path, encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [SimpleNamespace(metadata={"Name": name}) for name in ("faiss-cpu", "faiss-gpu")]
+    monkeypatch.setattr(metadata, "distributions", lambda: both)
+    code, _, err = call("captions=captions.txt", "out=index", f"encoder.name={encoder}")
+    assert code == 1 and "pip uninstall -y faiss-cpu faiss-gpu && pip install faiss-cpu" in err
+    assert not (world / "index").exists()
+
+
+def test_ensure_functions_build_once_and_again_when_the_inputs_change(world: Path, encoder: str) -> None:
+    choice = EncoderChoice("open_clip", encoder, device="cpu")
+    index, parquet = world / "index", world / "neighbours.parquet"
+
+    def ensure() -> tuple[bool, bool]:
+        built = ensure_index([world / "captions.txt"], index, choice, shard_rows=8)
+        joined = ensure_neighbours(index, world / "data.json", world / "images", parquet, choice, k=2)
+        return built, joined is not None
+
+    assert [ensure(), ensure()] == [(True, True), (False, False)]
+    Image.fromarray(np.zeros((28, 28, 3), np.uint8)).save(world / "images" / "000.png")
+    assert [ensure(), ensure()] == [(False, True), (False, False)]
+    (world / "captions.txt").write_text("\n".join(CAPTIONS[2:]), encoding="utf-8")
+    assert [ensure(), ensure()] == [(True, True), (False, False)]
+    assert CAPTIONS[0] not in {text for row in pq.read_table(parquet).column("texts").to_pylist() for text in row}
