@@ -29,9 +29,12 @@ RETRIEVED = ["two cats on a chair", "a dog"]
 
 
 class GuideLoss:
-    """The guide loss of two samples as a function of the model's weights; padding on the side asked for."""
+    """The guide loss of a batch as a function of the model's weights.
 
-    def __init__(self, objective: TGA, padding: str) -> None:
+    `kinds` has a letter per sample: "I" with a picture, "T" without; `padding` is the side that is padded.
+    """
+
+    def __init__(self, objective: TGA, padding: str, kinds: str = "II") -> None:
         model, processor = tiny_llava()
         self.model, self.objective = in_float64(model), objective
         self.family = family_of(model)
@@ -40,24 +43,26 @@ class GuideLoss:
         encoded = [
             encode(
                 render(
-                    [("user", "<image>"), ("assistant", caption)],
+                    [("user", "Describe it."), ("assistant", caption)],
                     template="plain",
                     tokenizer=tokenizer,
-                    image=True,
+                    image=kind == "I",
                     retrieved=retrieved,
                 ),
                 tokenizer,
                 image_tokens=4,
             )
-            for caption, retrieved in zip(CAPTIONS, RETRIEVED, strict=True)
+            for caption, retrieved, kind in zip(CAPTIONS, RETRIEVED, kinds, strict=False)
         ]
         self.ids = pad([e.input_ids for e in encoded], 2, padding)
         self.attention = pad([torch.ones_like(e.input_ids) for e in encoded], 0, padding)
         self.image_mask = pad([e.image_mask for e in encoded], False, padding)
         self.retrieved_mask = pad([e.retrieved_mask for e in encoded], False, padding)
-        pictures = [tiny_picture(1), tiny_picture(2)]
-        self.pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"].double()
-        texts = [encode_text(tokenizer, caption) for caption in CAPTIONS]
+        pictures = [tiny_picture(i) for i, kind in enumerate(kinds) if kind == "I"]
+        self.pixels = None
+        if pictures:
+            self.pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"].double()
+        texts = [encode_text(tokenizer, caption) for caption in CAPTIONS[: len(kinds)]]
         self.caption_ids = pad([ids for ids, _ in texts], 2, padding)
         self.caption_attention = pad([torch.ones_like(ids) for ids, _ in texts], 0, padding)
         self.caption_mask = pad([mask for _, mask in texts], False, padding)
@@ -81,8 +86,8 @@ class GuideLoss:
             torch.stack([mean_pool(states[layer], self.image_mask)[0] for layer in layers]),
             torch.stack([mean_pool(targets[layer], self.caption_mask)[0] for layer in layers]),
             torch.stack([mean_pool(states[layer], self.retrieved_mask)[0] for layer in layers]),
-            torch.ones(2, dtype=torch.bool),
-            torch.ones(2, dtype=torch.bool),
+            self.image_mask.any(dim=1),
+            self.retrieved_mask.any(dim=1),
         )
         return sum(self.objective.losses(spans, 0.25).values(), torch.zeros(()))
 
@@ -154,6 +159,27 @@ def test_left_and_right_padding_give_the_same_loss_and_gradient() -> None:
         results.append((value.detach(), loss.model.model.multi_modal_projector.linear_1.weight.grad))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-6, atol=1e-9)
+
+
+def test_a_text_only_sample_in_the_batch_changes_nothing() -> None:
+    alone, mixed = GuideLoss(OBJECTIVES["centred"], "right", "I"), GuideLoss(OBJECTIVES["centred"], "right", "IT")
+    values = [loss() for loss in (alone, mixed)]
+    torch.testing.assert_close(values[1], values[0], rtol=1e-9, atol=1e-12)
+    gradients = [
+        torch.autograd.grad(value, loss.model.model.multi_modal_projector.linear_1.weight)[0]
+        for value, loss in zip(values, (alone, mixed), strict=True)
+    ]
+    assert gradients[0].norm() > 1e-3
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-8, atol=1e-12)
+
+
+def test_a_text_only_batch_has_zero_loss_and_a_zero_gradient_at_the_projector() -> None:
+    loss = GuideLoss(OBJECTIVES["paper"], "right", "TT")
+    value = loss()
+    assert value.item() == 0.0
+    value.backward()
+    for parameter in loss.model.model.multi_modal_projector.parameters():
+        assert parameter.grad is not None and not parameter.grad.any()
 
 
 @pytest.mark.parametrize("form", ["log", "exp"])

@@ -128,6 +128,8 @@ def test_wrong_parts_are_refused(parts, tmp_path: Path) -> None:
         load_llava(llm)
     with pytest.raises(UserError, match="Allowed: default, full"):
         assemble_llava(llm, vision, vision_feature_select_strategy="some")
+    with pytest.raises(UserError, match="Given: -4. Allowed: -3 to 2"):
+        assemble_llava(llm, vision, vision_feature_layer=-4)
 
 
 def test_missing_weights_are_refused_not_drawn_at_random(parts, tmp_path: Path) -> None:

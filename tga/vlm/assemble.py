@@ -68,6 +68,14 @@ def assemble_llava(
         )
     language_model, tokenizer = _load_llm(llm, dtype, attn_implementation)
     vision, image_processor = _load_vision_tower(vision_tower, dtype, attn_implementation)
+    depth = vision.config.num_hidden_layers
+    if not -depth - 1 <= vision_feature_layer <= depth:
+        raise UserError(
+            "vision_feature_layer outside the vision tower",
+            given=vision_feature_layer,
+            allowed=f"{-depth - 1} to {depth}",
+            remedy="model.vision_feature_layer=-2",
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _add_image_token(language_model, tokenizer)

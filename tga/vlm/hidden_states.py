@@ -84,7 +84,9 @@ def multimodal_hidden_states(
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """One forward pass of the whole model: the last normed hidden state, and the states of `layers`.
 
-    Logits are computed for a single position only; the LM loss takes the normed state (tga.vlm.lm_loss).
+    Logits are computed for a single position only; the LM loss takes the normed state (tga.vlm.lm_loss). Without
+    pictures the results still hang on the projector by a zero, so that a text-only batch gives it a zero gradient
+    instead of none, which distributed training would wait for.
 
     Args:
         inputs: what the model's forward takes, such as input_ids, attention_mask, pixel_values.
@@ -99,7 +101,19 @@ def multimodal_hidden_states(
             model(**inputs, logits_to_keep=1, use_cache=False)
     finally:
         handle.remove()
+    if inputs.get("pixel_values") is None and torch.is_grad_enabled():
+        zero = _zero_of(component(model, family.projector))
+        return last[0] + zero.to(last[0]), {layer: state + zero.to(state) for layer, state in states.items()}
     return last[0], states
+
+
+def _zero_of(module: nn.Module) -> Tensor:
+    """A zero that depends on every trained parameter of the module."""
+    total = torch.zeros(())
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            total = total.to(parameter.device) + parameter.sum() * 0.0
+    return total
 
 
 @contextmanager
