@@ -59,23 +59,9 @@ def assemble_llava(
     Raises:
         UserError: a part that does not exist or is of the wrong kind.
     """
-    if vision_feature_select_strategy not in ("default", "full"):
-        raise UserError(
-            "Unknown vision_feature_select_strategy",
-            given=vision_feature_select_strategy,
-            allowed="default, full",
-            remedy="model.vision_feature_select_strategy=default",
-        )
     language_model, tokenizer = _load_llm(llm, dtype, attn_implementation)
     vision, image_processor = _load_vision_tower(vision_tower, dtype, attn_implementation)
-    depth = vision.config.num_hidden_layers
-    if not -depth - 1 <= vision_feature_layer <= depth:
-        raise UserError(
-            "vision_feature_layer outside the vision tower",
-            given=vision_feature_layer,
-            allowed=f"{-depth - 1} to {depth}",
-            remedy="model.vision_feature_layer=-2",
-        )
+    _check_features(vision, vision_feature_layer, vision_feature_select_strategy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _add_image_token(language_model, tokenizer)
@@ -176,6 +162,24 @@ def _load_vision_tower(path: str, dtype: torch.dtype, attn_implementation: str) 
     )
     _check_complete(path, report)
     return model, _pretrained(AutoImageProcessor, path, "model.vision_tower", backend=IMAGE_BACKEND)
+
+
+def _check_features(vision: CLIPVisionModel, layer: int, strategy: str) -> None:
+    if strategy not in ("default", "full"):
+        raise UserError(
+            "Unknown vision_feature_select_strategy",
+            given=strategy,
+            allowed="default, full",
+            remedy="model.vision_feature_select_strategy=default",
+        )
+    depth = vision.config.num_hidden_layers
+    if not -depth - 1 <= layer <= depth:
+        raise UserError(
+            "vision_feature_layer outside the vision tower",
+            given=layer,
+            allowed=f"{-depth - 1} to {depth}",
+            remedy="model.vision_feature_layer=-2",
+        )
 
 
 def _pretrained(loader: Any, path: str, option: str, **arguments: Any) -> Any:
