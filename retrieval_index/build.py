@@ -93,8 +93,8 @@ def build_index(
         progress("index", plan.rows, plan.rows)
     files = [CAPTIONS, FLAT_INDEX, *(f"shards/{shard_path(work, n).name}" for n in range(plan.shards))]
     manifest = Manifest(**{**vars(plan), "sha256": {name: file_sha256(work / name) for name in files}})
-    (work / PLAN).unlink()
     write_manifest(work, manifest)
+    (work / PLAN).unlink()
     _move_into_place(work, out)
     return manifest
 
@@ -121,6 +121,8 @@ def _prepare(work: Path, plan: Manifest, batch_size: int) -> None:
     text = json.dumps(fields, indent=2, sort_keys=True)
     path = work / PLAN
     if path.is_file() and path.read_text(encoding="utf-8") == text:
+        for unfinished in work.rglob(".*.tmp"):
+            unfinished.unlink()
         return
     if work.exists():
         shutil.rmtree(work)

@@ -5,6 +5,7 @@ FAISS is imported here and nowhere else, and only when it is used.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -41,11 +42,18 @@ def check_faiss() -> None:
         raise RetrievalError("FAISS is not installed", remedy="pip install faiss-cpu")
 
 
-def write_flat(path: Path, shards: Iterable[np.ndarray], width: int) -> None:
-    """Write the index over all rows of `shards` `[rows, width]`, in their order."""
+def _import_faiss() -> Any:
+    """FAISS, where one build of it is installed; it would log which instruction sets it tried."""
     check_faiss()
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     import faiss
 
+    return faiss
+
+
+def write_flat(path: Path, shards: Iterable[np.ndarray], width: int) -> None:
+    """Write the index over all rows of `shards` `[rows, width]`, in their order."""
+    faiss = _import_faiss()
     index = faiss.IndexFlatIP(width)
     for shard in shards:
         index.add(np.ascontiguousarray(shard, dtype=np.float32))
@@ -59,9 +67,7 @@ def open_flat(path: Path, rows: int, width: int) -> Any:
     Raises:
         RetrievalError: a file that is missing, damaged, or of another size than `rows` x `width`.
     """
-    check_faiss()
-    import faiss
-
+    faiss = _import_faiss()
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:

@@ -7,8 +7,10 @@ captions are sorted by length. Towers that attend to their padding (SigLIP) or p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +176,26 @@ class _EncodeText(torch.nn.Module):
         return self.model.encode_text(tokens)  # type: ignore[operator,no-any-return]
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back information below a warning: open_clip tells the root logger every step of loading a model."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _load(
     name: str, pretrained: str | None, device: str, precision: str
 ) -> tuple[Any, Callable[[Image.Image], torch.Tensor], Callable[[list[str]], torch.Tensor]]:
     schema, _ = open_clip.factory.parse_model_name(name)
     tag = pretrained if schema is None else None
     try:
-        model, preprocess = open_clip.create_model_from_pretrained(name, tag, precision=precision, device=device)
-        tokenizer = open_clip.get_tokenizer(name)
+        with _quiet():
+            model, preprocess = open_clip.create_model_from_pretrained(name, tag, precision=precision, device=device)
+            tokenizer = open_clip.get_tokenizer(name)
     except (RuntimeError, ValueError, OSError) as error:
         tags = open_clip.list_pretrained_tags_by_model(name) if schema is None else []
         raise RetrievalError(

@@ -88,13 +88,18 @@ def test_build_join_and_ask_in_one_command(call, world: Path, encoder: str) -> N
     assert files(world) == sorted([*made, "index/shards/00000.npy", "index/summary.json", "captions.txt", "data.json"])
 
 
-def test_the_encoder_of_an_index_is_remembered(call, encoder: str) -> None:
-    assert call("captions=captions.txt", "out=index", f"encoder.name={encoder}", "encoder.device=cpu")[0] == 0
-    before = Path("index/summary.json").read_bytes()
-    code, out, err = call("out=index", "query=images/000.png", "k=20")
+def test_the_encoder_of_an_index_is_remembered(
+    call, world: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (world / "retriever").symlink_to(encoder.removeprefix("local-dir:"))
+    arguments = ["captions=captions.txt", "out=index", "encoder.name=local-dir:retriever", "encoder.device=cpu"]
+    assert call(*arguments)[0] == 0
+    before = (world / "index/summary.json").read_bytes()
+    monkeypatch.chdir(world / "images")
+    code, out, err = call("out=../index", "query=000.png", "k=20")
     assert code == 0, err
     assert "A [red] car [/]" in out  # no markup
-    assert Path("index/summary.json").read_bytes() == before  # a question writes nothing
+    assert (world / "index/summary.json").read_bytes() == before  # a question writes nothing
 
 
 def test_what_is_there_is_not_built_again(call, world: Path, encoder: str) -> None:
@@ -157,6 +162,11 @@ def test_mistakes_are_one_message_and_leave_nothing(
     errors = [line for line in err.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1 and message in errors[0] and "Traceback" not in err
     assert files(world) == before and not (world / "index").exists() and not (world / "index.building").exists()
+
+
+def test_the_output_directory_must_be_named(call, encoder: str) -> None:
+    code, _, err = call("captions=captions.txt", f"encoder.name={encoder}")
+    assert code == 1 and "Values without a default are missing. Given: ['out']. To change it: out=VALUE." in err
 
 
 def test_an_index_of_another_encoder_is_refused(call, world: Path, encoder: str) -> None:

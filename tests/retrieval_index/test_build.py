@@ -80,6 +80,7 @@ def test_an_interrupted_build_is_continued_byte_for_byte(
     with pytest.raises(KeyboardInterrupt):
         build_index(corpus, out, Counting(encoder, limit=15), spec, shard_rows=10, batch_size=4)
     assert not out.exists()
+    (tmp_path / "index.building" / "shards" / ".00001.npy.17.tmp").write_bytes(b"half a shard")
     counting = Counting(encoder)
     build_index(corpus, out, counting, spec, shard_rows=10, batch_size=4)
     assert counting.encoded == 13  # 10 of 23 were there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,14 @@ def test_half_precision_stays_close(tmp_path: Path) -> None:
     full = OpenClipEncoder(name, None).encode_texts(captions, batch_size=8)
     cosines = (half.encode_texts(captions, batch_size=8) * full).sum(axis=1)
     assert 0.99 < cosines.min() < cosines.max() <= 1.0001
+
+
+def test_loading_logs_nothing_and_leaves_logging_as_it_was(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    OpenClipEncoder(write_tiny_clip(tmp_path / "clip"), None)
+    assert caplog.messages == []
+    logging.info("heard")
+    assert caplog.messages == ["heard"]
 
 
 def test_no_captions_give_no_rows(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from retrieval_index.build import build_index, check_settings
 from retrieval_index.captions import check_files, hash_files, read_corpus
-from retrieval_index.encoders import Encoder, EncoderSpec, load_encoder
+from retrieval_index.encoders import LOCAL_DIR, Encoder, EncoderSpec, load_encoder
 from retrieval_index.exact import check_k
 from retrieval_index.faiss_flat import check_faiss
 from retrieval_index.index import CaptionIndex
@@ -54,8 +54,11 @@ class EncoderChoice:
 
     @property
     def spec(self) -> EncoderSpec:
-        """Which encoder; the place where it runs is no part of that."""
-        return EncoderSpec(self.kind, self.name or "", self.pretrained)
+        """Which encoder; a directory by its absolute path, so that an index finds its encoder from anywhere."""
+        name = self.name or ""
+        if name.startswith(LOCAL_DIR):
+            name = f"{LOCAL_DIR}{Path(name.removeprefix(LOCAL_DIR)).absolute()}"
+        return EncoderSpec(self.kind, name, self.pretrained)
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -220,7 +223,7 @@ def main(config: DictConfig) -> Path:
 
 def _join(settings: dict[str, Any], out: Path, data: Path, root: Path, choice: EncoderChoice) -> dict[str, Any]:
     started = time.perf_counter()
-    target = Path(settings["neighbours_out"])
+    target = Path(settings["neighbours_out"] or out / "neighbours.parquet")
     joined = ensure_neighbours(
         out, data, root, target, choice, k=settings["k"], batch_size=settings["index"]["batch_size"]
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +119,8 @@ def own_rows(index: CaptionIndex, samples: Sequence[Sample]) -> list[frozenset[i
 
 def fingerprint(manifest: Manifest, data_json: Path, samples: Sequence[Sample], k: int) -> str:
     """64 hex digits over what decides the neighbours: index, data file, names and sizes of the pictures, and `k`."""
-    digest = hashlib.sha256(json.dumps([asdict(manifest), hash_files([data_json]), k], sort_keys=True).encode())
+    made_of = [manifest.encoder, manifest.sha256, hash_files([data_json]), k]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
     for sample in samples:
         if sample.image is not None:
             digest.update(f"{sample.image.name}:{sample.image.stat().st_size}\n".encode())
