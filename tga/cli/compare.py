@@ -21,7 +21,14 @@ from tqdm import tqdm
 from tga.cli.common import config_hash, hydra_command, plain, start_run, write_summary
 from tga.errors import UserError
 from tga.evaluation.cells import LOG, Cell, Outcome, cell_summary, run_cells
-from tga.evaluation.comparison import comparison_values, differences_table, means_table, notes, numbers_only
+from tga.evaluation.comparison import (
+    SHARED_METRICS,
+    comparison_values,
+    differences_table,
+    means_table,
+    notes,
+    numbers_only,
+)
 from tga.evaluation.report import html_report, markdown, print_tables, value_text, write_text
 
 # Keys of compare.yaml itself, and those that each run has of its own.
@@ -59,19 +66,18 @@ def plan_cells(values: Mapping[str, Any], overrides: Sequence[str], run_dir: Pat
     passed = _passed_on(overrides)
     general = [override for override in passed if not _key(override).startswith("alignment.")]
     special = [override for override in passed if _key(override).startswith("alignment.")]
-    cells, used = [], set()
+    fitting = {method: _fitting(special, [*general, f"alignment={method}"]) for method in values["methods"]}
+    unused = [override for override in special if not any(override in kept for kept in fitting.values())]
+    if unused:
+        raise UserError("No method has this setting", given=unused, remedy="leave it out, or methods=[...]")
+    cells = []
     for seed in values["seeds"]:
         for method in values["methods"]:
-            base = ["export=null", *general, f"alignment={method}", f"seed={seed}"]
-            fitting = _fitting(special, base) if special else []
-            used.update(fitting)
             directory = run_dir / "runs" / f"{method}-seed{seed}"
-            arguments = [*base, *fitting, f"run_dir={_quoted(directory)}"]
+            arguments = ["export=null", *general, f"alignment={method}", f"seed={seed}", *fitting[method]]
+            arguments.append(f"run_dir={_quoted(directory)}")
             digest = config_hash(compose("train", overrides=arguments))
             cells.append(Cell(method, seed, directory, (sys.executable, "-m", "tga.cli.train", *arguments), digest))
-    unused = [override for override in special if override not in used]
-    if unused:
-        raise UserError("No method has this setting", given=unused, remedy="leave it out, or choose other methods=[...]")
     return cells
 
 
@@ -80,7 +86,8 @@ def _check(values: Mapping[str, Any]) -> None:
     known = GlobalHydra.instance().config_loader().get_group_options("alignment", ObjectType.CONFIG)
     unknown = [method for method in values["methods"] if method not in known]
     if unknown:
-        raise UserError("There is no such method", given=", ".join(unknown), allowed=", ".join(known), remedy="methods=[...]")
+        allowed = ", ".join(known)
+        raise UserError("There is no such method", given=", ".join(unknown), allowed=allowed, remedy="methods=[...]")
     seeds, methods = values["seeds"], values["methods"]
     repeated = len(set(seeds)) < len(seeds) or len(set(methods)) < len(methods)
     if not seeds or not methods or repeated or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
@@ -112,6 +119,8 @@ def _key(override: str) -> str:
 
 def _fitting(special: Sequence[str], base: Sequence[str]) -> list[str]:
     """Those of the overrides whose key the config has, or that add one."""
+    if not special:
+        return []
     config = compose("train", overrides=list(base))
     fitting = []
     for override in special:
@@ -142,10 +151,10 @@ def _run(cells: Sequence[Cell], jobs: int) -> None:
         outcomes = run_cells(cells, jobs=jobs, threads=threads, on_end=on_end)
     failed = [outcome for outcome in outcomes if outcome.code != 0]
     if failed:
+        said = [f"{o.cell.name}: exit code {o.code}, {o.cell.directory / LOG}: {o.tail}" for o in failed[:3]]
         raise UserError(
-            f"{len(failed)} of {len(cells)} runs failed; the others are kept. "
-            + "; ".join(f"{o.cell.name}: exit code {o.code}, {o.cell.directory / LOG}: {o.tail}" for o in failed[:3]),
-            remedy=f"mend the cause and call the command again; a failed run alone: {shlex.join(failed[0].cell.command)}",
+            f"{len(failed)} of {len(cells)} runs failed; the others are kept. {'; '.join(said)}",
+            remedy=f"mend the cause and call this again; the first one alone: {shlex.join(failed[0].cell.command)}",
         )
 
 
@@ -166,7 +175,7 @@ def _report(run_dir: Path, found: Mapping[tuple[str, int], Mapping[str, float]],
     if baseline in methods and len(methods) > 1:
         tables.append(differences_table(found, methods, baseline, columns))
     said = notes(found, methods, baseline, columns)
-    text = {key: numbers[key] for numbers in found.values() for key in ("text_dsr", "text_over_refusal") if key in numbers}
+    text = {key: numbers[key] for numbers in found.values() for key in SHARED_METRICS if key in numbers}
     said[:0] = [f"{key} {value:.3f}: the language model alone, whatever the projector." for key, value in text.items()]
     title = f"{', '.join(methods)} over seeds {', '.join(map(str, values['seeds']))}"
     write_text(run_dir / "table.md", markdown(title, tables, said))

@@ -1,8 +1,8 @@
 """Running the cells of a comparison: one subprocess each, a few at a time, with a log, and only where needed.
 
 A cell is a run of a training command in a directory of its own. It is done when its summary.json carries the config
-hash that is wanted; so a comparison that was stopped goes on where it was, and one whose settings changed runs again what
-they concern. A cell that fails leaves its log and does not stop the others.
+hash that is wanted; so a comparison that was stopped goes on where it was, and one whose settings changed runs again
+what they concern. A cell that fails leaves its log and does not stop the others.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _empty(directory: Path) -> None:
 
 
 def _tail(log: Path, lines: int = 3) -> str:
-    """The last lines of a log that are not a progress bar's."""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    kept = [line.rsplit("\r", 1)[-1].strip() for line in text.splitlines()]
+    """The last lines of a log; of a progress bar, which returns to the line's beginning, only its last state."""
+    text = log.read_bytes().decode("utf-8", errors="replace")
+    kept = [line.rstrip().rsplit("\r", 1)[-1].strip() for line in text.split("\n")]
     return " | ".join([line for line in kept if line][-lines:])

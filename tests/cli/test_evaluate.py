@@ -1,0 +1,99 @@
+"""tga-evaluate as a user calls it: two models side by side, and one message for each mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_llava, tiny_picture
+from tga.cli.evaluate import main
+
+
+def call(monkeypatch: pytest.MonkeyPatch, directory: Path, *arguments: str) -> int:
+    """Run tga-evaluate in this process, in `directory`; its exit code."""
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sys, "argv", ["tga-evaluate", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """A saved tiny VLM and four question rows with pictures."""
+    model, processor = tiny_llava()
+    model.save_pretrained(tmp_path / "vlm")
+    processor.save_pretrained(tmp_path / "vlm")
+    rows = []
+    for i in range(4):
+        tiny_picture(i).save(tmp_path / f"{i}.png")
+        caption = f"A dog and {i} cats."
+        rows.append({"id": i, "image": f"{i}.png", "prompt": "What?", "group": "gun", "caption": caption})
+    (tmp_path / "toxic.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return tmp_path
+
+
+METRICS = [
+    "+evaluation.metrics.image_dsr={file: toxic.jsonl, by_group: true}",
+    "+evaluation.metrics.cosine={file: toxic.jsonl, kind: cosine, layers: [1]}",
+]
+
+
+def test_models_side_by_side(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluation.root=.", *METRICS, "evaluation.max_new_tokens=4", "run_dir=out"]
+    code = call(monkeypatch, world, "models={one: vlm, two: vlm}", *arguments)
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert captured.out.splitlines()[-1] == f"Output directory: {world / 'out'}"
+    summary = json.loads((world / "out" / "summary.json").read_text())
+    assert summary["one_image_dsr_gun_n"] == 4 and summary["total_s"] > 0 and summary["peak_rss_mib"] > 0
+    assert summary["one_cosine_matched_layer_1"] == summary["two_cosine_matched_layer_1"] != 0
+    rows = [json.loads(line) for line in (world / "out" / "answers.jsonl").read_text().splitlines()]
+    assert [row["model"] for row in rows] == ["one"] * 4 + ["two"] * 4
+    assert [row["answer"] for row in rows[:4]] == [row["answer"] for row in rows[4:]]
+    page = (world / "out" / "report.html").read_text()
+    assert "image_dsr_gun" in page and "cosine_matched_layer_1" in page and "first answers" in page
+    assert "| metric | one | two |" in (world / "out" / "table.md").read_text()
+
+
+def test_one_model_has_plain_keys(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["evaluation.root=.", *METRICS, "evaluation.max_new_tokens=2", "evaluation.limit=3", "run_dir=out"]
+    assert call(monkeypatch, world, "models={one: vlm}", *arguments) == 0
+    summary = json.loads((world / "out" / "summary.json").read_text())
+    assert summary["image_dsr_n"] == 3 and 0 <= summary["image_dsr_low"] <= summary["image_dsr"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["models", "missing"]),
+        (["models={}"], ["no model"]),
+        (["models={a: nowhere}", *METRICS, "evaluation.root=."], ["a: nowhere", "run directory"]),
+        (["models={a b: vlm}", *METRICS, "evaluation.root=."], ["a b (a name is"]),
+        (["models={a: vlm}"], ["no metric"]),
+        (["models={a: vlm}", *METRICS], ["evaluation.root=DIR"]),
+        (["models={a: vlm}", *METRICS, "evaluation.root=absent"], ["does not exist", "toxic.jsonl"]),
+        (["models={a: vlm}", *METRICS, "evaluation.root=.", "dtype=int8"], ["int8", "bfloat16"]),
+        (["models={a: vlm}", "evaluation=none_such"], ["none_such", "mini"]),
+    ],
+)
+def test_mistakes_are_one_message(
+    arguments: list[str],
+    parts: list[str],
+    world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, world, *arguments, "run_dir=out") == 1
+    captured = capsys.readouterr().err.strip()
+    message = captured.splitlines()[-1]
+    assert message.startswith("Error: ") and "Traceback" not in captured
+    assert all(part in message for part in parts), message
+    assert not (world / "out" / "summary.json").exists()
