@@ -103,10 +103,29 @@ def load_encoder(spec: EncoderSpec, *, device: str = "auto", precision: str = "f
         raise RetrievalError(
             "Unknown precision", given=precision, allowed="fp32, fp16, bf16", remedy="encoder.precision=fp32"
         )
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     module, name = ENCODERS[spec.kind]
     loader = getattr(importlib.import_module(module), name)
-    return cast(Encoder, loader(spec.name, spec.pretrained, device=chosen, precision=precision))
+    return cast(Encoder, loader(spec.name, spec.pretrained, device=choose_device(device), precision=precision))
+
+
+def choose_device(device: str) -> str:
+    """A torch device; "auto" is cuda where there is one, else cpu.
+
+    Raises:
+        RetrievalError: a device that this machine does not have.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RetrievalError(
+            "The device cannot be used",
+            given=device,
+            allowed="auto, cpu, cuda, cuda:1, ...",
+            remedy="encoder.device=auto",
+        ) from error
+    return device
 
 
 def golden_embedding(encoder: Encoder) -> np.ndarray:

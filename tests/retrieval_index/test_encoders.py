@@ -63,6 +63,12 @@ def test_unknown_precision(spec: EncoderSpec) -> None:
         load_encoder(spec, device="cpu", precision="fp8")
 
 
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there(spec: EncoderSpec, device: str) -> None:
+    with pytest.raises(RetrievalError, match=f"cannot be used. Given: {device}"):
+        load_encoder(spec, device=device)
+
+
 def test_directory_without_weights(spec: EncoderSpec, tmp_path: Path) -> None:
     copy = shutil.copytree(spec.name.removeprefix("local-dir:"), tmp_path / "copy")
     (copy / "open_clip_model.safetensors").unlink()

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from retrieval_index.build import build_index, check_settings
 from retrieval_index.captions import check_files, hash_files, read_corpus
-from retrieval_index.encoders import LOCAL_DIR, Encoder, EncoderSpec, load_encoder
+from retrieval_index.encoders import LOCAL_DIR, Encoder, EncoderSpec, choose_device, load_encoder
 from retrieval_index.exact import check_k
 from retrieval_index.faiss_flat import check_faiss
 from retrieval_index.index import CaptionIndex
@@ -140,7 +140,15 @@ def ensure_neighbours(
         return None
     with progress_bars() as progress:
         return join_neighbours(
-            index_dir, data_json, image_root, out, k=k, encoder=choice.encoder, batch_size=batch_size, progress=progress
+            index_dir,
+            data_json,
+            image_root,
+            out,
+            k=k,
+            encoder=choice.encoder,
+            batch_size=batch_size,
+            device=choose_device(choice.device),
+            progress=progress,
         )
 
 
