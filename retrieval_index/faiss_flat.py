@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def check_faiss() -> None:
             allowed="one of them",
             remedy=f"pip uninstall -y {' '.join(['faiss-cpu', *gpu])} && pip install faiss-cpu",
         )
-    if not installed:
+    if util.find_spec("faiss") is None:
         raise RetrievalError("FAISS is not installed", remedy="pip install faiss-cpu")
 
 
