@@ -34,7 +34,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     ran: list[Cell] = []
 
     def pretend(
-        cells: Sequence[Cell], *, jobs: int, threads: int, on_end: Callable[[Outcome], None]
+        cells: Sequence[Cell],
+        *,
+        jobs: int,
+        threads: int,
+        on_end: Callable[[Outcome], None],
+        on_wait: Callable[[list[Cell]], None],
     ) -> list[Outcome]:
         for cell in cells:
             cell.directory.mkdir(parents=True, exist_ok=True)

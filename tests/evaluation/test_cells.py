@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tga.errors import UserError
-from tga.evaluation.cells import Cell, Outcome, cell_summary, run_cells
+from tga.evaluation.cells import Cell, Outcome, cell_step, cell_summary, run_cells
 
 WRITE = """
 import json, os, pathlib, sys
@@ -68,6 +68,22 @@ def test_a_directory_of_something_else_is_not_emptied(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no comparison wrote.*tga-0"):
         run_cells([one], jobs=1, threads=1)
     assert (one.directory / "thesis.txt").read_text() == "mine"
+
+
+def test_a_running_cell_tells_its_step(tmp_path: Path) -> None:
+    one = cell(tmp_path, 0)
+    assert cell_step(one) is None
+    one.directory.mkdir()
+    (one.directory / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20, "lm": 1.5}\n{"ste')
+    assert cell_step(one) == 20
+
+
+def test_those_who_wait_are_told_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tga.evaluation.cells.POLL_S", 0.05)
+    slow = cell(tmp_path, 0, "import time; time.sleep(0.5)")
+    seen: list[list[Cell]] = []
+    run_cells([slow], jobs=1, threads=1, on_wait=seen.append)
+    assert [slow] in seen and seen[-1] == []
 
 
 def test_an_interrupt_ends_what_is_running(tmp_path: Path) -> None:

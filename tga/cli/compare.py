@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from tga.cli.common import config_hash, hydra_command, plain, start_run, write_summary
 from tga.errors import UserError
-from tga.evaluation.cells import LOG, Cell, Outcome, cell_summary, run_cells
+from tga.evaluation.cells import LOG, Cell, Outcome, cell_step, cell_summary, run_cells
 from tga.evaluation.comparison import (
     SHARED_METRICS,
     comparison_values,
@@ -148,7 +148,11 @@ def _run(cells: Sequence[Cell], jobs: int) -> None:
             bar.write(_line(outcome))
             bar.update()
 
-        outcomes = run_cells(cells, jobs=jobs, threads=threads, on_end=on_end)
+        def on_wait(running: list[Cell]) -> None:
+            steps = [cell.name + (f" at step {at}" if (at := cell_step(cell)) else "") for cell in running]
+            bar.set_postfix_str("; ".join(steps))
+
+        outcomes = run_cells(cells, jobs=jobs, threads=threads, on_end=on_end, on_wait=on_wait)
     failed = [outcome for outcome in outcomes if outcome.code != 0]
     if failed:
         said = [f"{o.cell.name}: exit code {o.code}, {o.cell.directory / LOG}: {o.tail}" for o in failed[:3]]

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from tga.errors import UserError
 
 LOG = "run.log"
 SUMMARY = "summary.json"
+METRICS = "metrics.jsonl"
 MARK = ".cell"
+POLL_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -59,23 +61,44 @@ def cell_summary(cell: Cell) -> dict[str, Any] | None:
     return summary if summary.get("config_hash") == cell.config_hash else None
 
 
+def _nothing(_: object) -> None:
+    """The callback of those who do not want to be told."""
+
+
+def cell_step(cell: Cell) -> int | None:
+    """The optimiser step that a running cell last logged in its metrics.jsonl; None before the first."""
+    path = cell.directory / METRICS
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is being written
+    return int(json.loads(lines[-1])["step"]) if lines else None
+
+
 def run_cells(
-    cells: Sequence[Cell], *, jobs: int, threads: int, on_end: Callable[[Outcome], None] = lambda _: None
+    cells: Sequence[Cell],
+    *,
+    jobs: int,
+    threads: int,
+    on_end: Callable[[Outcome], None] = _nothing,
+    on_wait: Callable[[list[Cell]], None] = _nothing,
 ) -> list[Outcome]:
     """Run every cell, at most `jobs` at a time, and return how each ended, in the order given.
 
-    threads: CPU threads of each run (OMP_NUM_THREADS). on_end: called in this thread as each run ends.
-    An interrupt ends the running subprocesses before it is passed on.
+    threads: CPU threads of each run (OMP_NUM_THREADS). on_end: called in this thread as a run ends; on_wait: every few
+    seconds with the cells that are running. An interrupt ends the subprocesses before it is passed on.
     """
     runner = _Runner({**os.environ, "OMP_NUM_THREADS": str(threads)})
     outcomes: dict[Cell, Outcome] = {}
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        futures = [pool.submit(runner.run, cell) for cell in cells]
+        pending = {pool.submit(runner.run, cell) for cell in cells}
         try:
-            for future in as_completed(futures):
-                outcome = future.result()
-                outcomes[outcome.cell] = outcome
-                on_end(outcome)
+            while pending:
+                done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
+                for future in done:
+                    outcome = future.result()
+                    outcomes[outcome.cell] = outcome
+                    on_end(outcome)
+                on_wait(runner.running())
         except BaseException:
             runner.stop()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -88,7 +111,7 @@ class _Runner:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: dict[Cell, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
         self._stopped = False
 
@@ -107,19 +130,24 @@ class _Runner:
                     stdin=subprocess.DEVNULL,
                     env=dict(self._environment),
                 )
-                self._running.add(process)
+                self._running[cell] = process
             code = process.wait()
         with self._lock:
-            self._running.discard(process)
+            del self._running[cell]
         if code == 0 and cell_summary(cell) is None:
             return Outcome(cell, 1, f"it ended well, but {cell.directory / SUMMARY} is missing or of another config")
         return Outcome(cell, code, _tail(log))
+
+    def running(self) -> list[Cell]:
+        """The cells whose subprocess is running, in the order of their start."""
+        with self._lock:
+            return list(self._running)
 
     def stop(self) -> None:
         """End what is running and start nothing more."""
         with self._lock:
             self._stopped = True
-            for process in self._running:
+            for process in self._running.values():
                 process.terminate()
 
 
