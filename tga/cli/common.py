@@ -1,8 +1,9 @@
 """What every command shares: the Hydra entry point, errors as one message, safe instantiation, and the run directory.
 
-A command is a function `(config) -> output directory`, wrapped by :func:`hydra_command`. A mistake of the user (an unknown
-experiment, a missing file, a layer that does not exist) ends in one message on stderr and exit code 1; a defect of the
-program ends in its traceback. Configuration objects stop here: :func:`plain` and :func:`instantiate` turn them into values.
+A command is a function `(config) -> output directory`, wrapped by :func:`hydra_command`. A mistake of the user (an
+unknown experiment, a missing file, a layer that does not exist) ends in one message on stderr and exit code 1; a
+defect of the program ends in its traceback. Configuration objects stop here: :func:`plain` and :func:`instantiate`
+turn them into values.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ NOT_HASHED = ("run_dir", "ckpt_path")
 def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Path | None]], Callable[[], None]]:
     """Wrap `command(config) -> output directory` as a console entry point that composes `conf/<config_name>.yaml`.
 
-    The returned function takes its arguments from `sys.argv`, prints the output directory at the end, and leaves the process
-    with exit code 1 and one message after a user's mistake.
+    The returned function takes its arguments from `sys.argv`, prints the output directory at the end, and leaves the
+    process with exit code 1 and one message after a user's mistake.
     """
 
     def decorate(command: Callable[[DictConfig], Path | None]) -> Callable[[], None]:
@@ -111,7 +112,7 @@ def _unknown_config(error: MissingConfigException) -> UserError:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Let one process at a time make what stands at `path`; others wait. The lock is a file beside it, and goes with the process."""
+    """Let one process at a time make what stands at `path`; others wait. The lock file beside it is left there."""
     lock = Path(path).parent / f".{Path(path).name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:

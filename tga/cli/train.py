@@ -1,7 +1,7 @@
 """tga-train: prepare, index, neighbours, training, evaluation, export, and a table of what came out.
 
-What is there already is not made again. All that can be wrong with the config, the model, the data and the questions is found before
-the index is built or a step is taken.
+What is there already is not made again. All that can be wrong with the config, the model, the data and the questions
+is found before the index is built or a step is taken.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
 from tga.cli.common import config_hash, exclusive, hydra_command, instantiate, plain, start_run, write_summary
 from tga.data.collate import RETRIEVED, Collator
 from tga.data.llava_json import load_llava_json, with_neighbours
+from tga.data.sample import Sample
 from tga.errors import UserError
 from tga.evaluation.suite import Metric, evaluate, metrics_from_config, read_metric_questions
 from tga.export.run import FORMATS, card_of, export_source
@@ -57,6 +58,20 @@ class Stopwatch:
         self.seconds[f"{name}_s"] = round(time.perf_counter() - started, 3)
 
 
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What the config names, loaded and checked."""
+
+    base: BaseModel
+    model: Any
+    processor: Any
+    family: Family
+    objectives: list[Objective]
+    metrics: dict[str, Metric]
+    samples: list[Sample]
+    collator: Collator
+
+
 @hydra_command("train")
 def main(config: DictConfig) -> Path:
     """Run all stages; returns the run directory."""
@@ -66,57 +81,59 @@ def main(config: DictConfig) -> Path:
     _check_choices(values)
     with watch.stage("prepare"):
         _prepare(config)
-    base = BaseModel(**{name: values["model"][name] for name in BASE_FIELDS})
     with watch.stage("load"):
-        model, processor = base.load(
-            dtype=DTYPES[values["model"]["dtype"]], attn_implementation=values["model"]["attn_implementation"]
-        )
-        family = family_of(model)
-        objectives = build_objectives(values["alignment"], num_layers(model, family))
-        metrics = _metrics(values["evaluation"])
-        samples = load_llava_json(
-            Path(values["data"]["json"]), Path(values["data"]["image_root"]), limit=values["data"]["limit"]
-        )
-        collator = Collator(
-            processor,
-            values["data"]["template"],
-            image_tokens=check_image_tokens(model, family, processor),
-            retrieved=values["alignment"]["retrieved"],
-            max_length=values["data"]["max_length"],
-        )
+        loaded = _load(values)
+    samples = loaded.samples
     if values["alignment"]["retrieved"] != "none":
         samples = with_neighbours(samples, _neighbours(values, watch), used=values["data"]["neighbours_used"])
     run_dir = start_run(config)
     console.print(f"Run directory: {run_dir}\nIf it stops, continue with: {resume_command(run_dir)}", soft_wrap=True)
-    with watch.stage("train"):
+    with watch.stage("fit"):
         result = fit(
-            model,
-            family,
-            collator,
+            loaded.model,
+            loaded.family,
+            loaded.collator,
             samples,
-            objectives,
+            loaded.objectives,
             settings,
             run_dir,
             train=values["model"]["train"],
             centred=values["alignment"]["centred"],
             calibration=calibration,
-            hyper_parameters=_hyper_parameters(config, values, base),
+            hyper_parameters=_hyper_parameters(config, values, loaded.base),
             ckpt_path=values["ckpt_path"],
             console=console,
         )
-    summary = _training_summary(result, values)
     with watch.stage("evaluate"):
-        measured = _evaluate(model, processor, family, metrics, values["evaluation"], run_dir)
-    del model  # the export loads the checkpoint anew, which also proves that it holds everything
-    exported = None
+        measured = _evaluate(loaded, values["evaluation"], run_dir)
+    del loaded  # the export loads the checkpoint anew, which also proves that it holds everything
     with watch.stage("export"):
-        if values["export"] is not None:
-            exported = _export(result, values, run_dir, measured)
-    summary |= measured | watch.seconds
+        exported = _export(result, values, run_dir, measured)
+    summary = _training_summary(result, values) | measured | watch.seconds
     summary |= {"total_s": round(time.perf_counter() - started, 3), "peak_rss_mib": round(peak_rss_mib(), 1)}
     write_summary(run_dir, summary, config)
     _print_outcome(summary, measured, result, exported, run_dir)
     return run_dir
+
+
+def _load(values: Mapping[str, Any]) -> Loaded:
+    """Load the model, read the data and the questions, and check the config against them."""
+    base = BaseModel(**{name: values["model"][name] for name in BASE_FIELDS})
+    dtype, attention = DTYPES[values["model"]["dtype"]], values["model"]["attn_implementation"]
+    data, alignment = values["data"], values["alignment"]
+    metrics = _metrics(values["evaluation"])
+    samples = load_llava_json(Path(data["json"]), Path(data["image_root"]), limit=data["limit"])
+    model, processor = base.load(dtype=dtype, attn_implementation=attention)
+    family = family_of(model)
+    collator = Collator(
+        processor,
+        data["template"],
+        image_tokens=check_image_tokens(model, family, processor),
+        retrieved=alignment["retrieved"],
+        max_length=data["max_length"],
+    )
+    objectives = build_objectives(alignment, num_layers(model, family))
+    return Loaded(base, model, processor, family, objectives, metrics, samples, collator)
 
 
 def _check_choices(values: Mapping[str, Any]) -> None:
@@ -138,7 +155,7 @@ def _check_choices(values: Mapping[str, Any]) -> None:
         remedy = "data.captions=PATH data.index_dir=DIRECTORY, or data.neighbours=PATH, or alignment.retrieved=none"
         raise UserError(
             "This method takes retrieved texts, and there is nowhere to take them from",
-            given=f"alignment {values['alignment']['name']} with alignment.retrieved={values['alignment']['retrieved']}",
+            given=f"alignment={values['alignment']['name']}, retrieved={values['alignment']['retrieved']}",
             remedy=remedy,
         )
 
@@ -225,6 +242,7 @@ def _training_summary(result: FitResult, values: Mapping[str, Any]) -> dict[str,
         "seed": values["seed"],
         "steps": result.steps,
         "samples": result.samples,
+        "train_s": round(result.train_s, 3),
         "samples_per_s": round(result.samples_per_s, 3),
         "guide_gradient_norm": None if math.isnan(norm) else norm,
         "trainable_parameters": result.trainable_parameters,
@@ -232,23 +250,21 @@ def _training_summary(result: FitResult, values: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _evaluate(
-    model: Any,
-    processor: Any,
-    family: Family,
-    metrics: Mapping[str, Metric],
-    evaluation: Mapping[str, Any],
-    run_dir: Path,
-) -> dict[str, Any]:
-    if not metrics:
+def _evaluate(loaded: Loaded, evaluation: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
+    if not loaded.metrics:
         return {}
-    model.eval()
+    loaded.model.eval()
     options = {key: value for key, value in evaluation.items() if key not in ("root", "metrics")}
+    name = run_dir.name
     with torch.inference_mode():
-        return evaluate(model, processor, family, metrics, out_dir=run_dir, model_name=run_dir.name, **options)
+        return evaluate(
+            loaded.model, loaded.processor, loaded.family, loaded.metrics, out_dir=run_dir, model_name=name, **options
+        )
 
 
-def _export(result: FitResult, values: Mapping[str, Any], run_dir: Path, measured: Mapping[str, Any]) -> Path:
+def _export(result: FitResult, values: Mapping[str, Any], run_dir: Path, measured: Mapping[str, Any]) -> Path | None:
+    if values["export"] is None:
+        return None
     source = source_from_checkpoint(result.checkpoint, dtype=None)
     card = card_of(source, name=f"{values['name']}: {values['alignment']['name']}", figures=measured)
     return export_source(source, run_dir / values["export"], card, format=values["export"])

@@ -1,7 +1,7 @@
-"""Samples -> one batch: tokens, labels, span masks, pixel values, and the texts that are fed to the language model alone.
+"""Samples -> one batch: tokens, labels, span masks, pixel values, and the texts fed to the language model alone.
 
-Prompts and texts are padded on the right. Pictures are decoded one by one and go through the image processor together. The
-image tokens are written out by us and must equal what the vision tower gives (`tga.vlm.image_tokens`).
+Prompts and texts are padded on the right. Pictures are decoded one by one and go through the image processor
+together. The image tokens are written out by us and must equal what the vision tower gives (`tga.vlm.image_tokens`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ class Batch:
         ids: the samples' ids.
         input_ids, attention_mask, labels: `[batch, tokens]` int64; labels are -100 where ignored.
         pixel_values: `[P, 3, height, width]` float32, None without pictures.
-        image_mask, retrieved_mask: `[batch, tokens]` bool; the latter is False throughout where no text is in the prompt.
-        caption_ids, caption_attention_mask: `[batch, caption tokens]` int64; caption_mask: bool, without padding and BOS.
-        retrieved_ids, retrieved_attention_mask, retrieved_text_mask: the same of the retrieved text, None unless it is fed to
-            the language model alone.
+        image_mask, retrieved_mask: `[batch, tokens]` bool; the latter is False throughout where no text is in the
+            prompt.
+        caption_ids, caption_attention_mask: `[batch, caption tokens]` int64; caption_mask: bool, without padding and
+            BOS.
+        retrieved_ids, retrieved_attention_mask, retrieved_text_mask: the same of the retrieved text, None unless it
+            is fed to the language model alone.
     """
 
     ids: list[str]
@@ -74,7 +76,8 @@ class Collator:
         processor: a LlavaProcessor; its tokenizer and image processor are used.
         template: "plain", "vicuna_v1" or "tokenizer", see `tga.vlm.templates`.
         image_tokens: of one picture, from `tga.vlm.image_tokens.check_image_tokens`.
-        retrieved: "prompt": the retrieved text stands before the image; "loss": it is fed to the language model alone; "none".
+        retrieved: "prompt": the retrieved text stands before the image; "loss": it is fed to the language model
+            alone; "none".
         max_length: tokens of a prompt, and of a caption or retrieved text; what is longer is cut at its end.
 
     Raises:
@@ -102,8 +105,8 @@ class Collator:
         """Collate.
 
         Raises:
-            UserError: a picture that cannot be read, or a prompt whose image tokens do not fit into `max_length`; it names the
-                sample.
+            UserError: a picture that cannot be read, or a prompt whose image tokens do not fit into `max_length`; it
+                names the sample.
         """
         prompts = [self._prompt(sample) for sample in samples]
         input_ids = self._pad([prompt.input_ids for prompt in prompts], self.pad_token_id)
@@ -129,8 +132,9 @@ class Collator:
         """Texts as they are fed to the language model alone.
 
         Returns:
-            ids and attention mask `[batch, tokens]` int64, and the span to pool, `[batch, tokens]` bool: without padding and
-            BOS, empty for an empty text (which still attends to one token, since attention to nothing has no value).
+            ids and attention mask `[batch, tokens]` int64, and the span to pool, `[batch, tokens]` bool: without
+            padding and BOS, empty for an empty text (which still attends to one token, since attention to nothing has
+            no value).
         """
         encoded = [encode_text(self.tokenizer, text) if text else self._nothing() for text in texts]
         ids = [tokens[: self.max_length] for tokens, _ in encoded]
@@ -161,7 +165,8 @@ class Collator:
         encoded = encode(rendered, self.tokenizer, image_tokens=self.image_tokens, image_token=self.image_token)
         kept = slice(None, self.max_length)
         if int(encoded.image_mask.sum()) != int(encoded.image_mask[kept].sum()):
-            given = f"sample {sample.id}: {len(encoded.input_ids)} tokens, the image's end at {_last(encoded.image_mask) + 1}"
+            end = _last(encoded.image_mask) + 1
+            given = f"sample {sample.id}: {len(encoded.input_ids)} tokens, the image ends at {end}"
             allowed = f"image tokens within the first {self.max_length}"
             remedy = "data.max_length=... larger, or data.neighbours_used=... smaller"
             raise UserError("A prompt is too long for its image", given=given, allowed=allowed, remedy=remedy)

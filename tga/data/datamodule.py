@@ -1,8 +1,9 @@
 """Batches in a seeded order that can be taken up again anywhere: the Lightning data module.
 
-All epochs of a run are one sequence of `total_batches` batches. The order within each epoch is a permutation drawn from (seed,
-epoch), so batch number n is the same whether the run got there at once or was killed and resumed: nothing but the number of
-batches consumed has to be kept.
+All epochs of a run are one sequence of `total_batches` batches. The order within each epoch is a permutation drawn
+from (seed,
+epoch), so batch number n is the same whether the run got there at once or was killed and resumed: nothing but the
+number of batches consumed has to be kept.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class ResumableLoader(DataLoader):
         super().__init__(dataset, batch_sampler=batches, **options)  # type: ignore[arg-type]
         self._batches = batches
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
             self._batches.start += 1
             yield batch

@@ -1,8 +1,9 @@
 """LLaVA's JSON as published: `[{id, image, conversations: [{from: human | gpt, value}]}]` beside a folder of pictures.
 
-The marker `<image>` may stand anywhere in the first human turn; it is taken out, since the picture always stands before that
-turn. The caption is the record's "caption" where there is one, else the answer of a record of one question and one answer
-(the image-caption data of the projector stage). All problems of a file are found before any work begins.
+The marker `<image>` may stand anywhere in the first human turn; it is taken out, since the picture always stands
+before that turn. The caption is the record's "caption" where there is one, else the answer of a record of one
+question and one answer (the image-caption data of the projector stage). All problems of a file are found before any
+work begins.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,8 +32,8 @@ def load_llava_json(
     """Read a data set; `neighbours` (a neighbours.parquet) is joined by id, `limit` keeps the first samples only.
 
     Raises:
-        UserError: no such file, records of another shape, duplicate ids, paths outside of `image_root`, missing pictures, or
-            what :func:`with_neighbours` raises.
+        UserError: no such file, records of another shape, duplicate ids, paths outside of `image_root`, missing
+            pictures, or what :func:`with_neighbours` raises.
     """
     records = _read_records(path)[:limit]
     _check_ids(records, path)
@@ -76,10 +78,10 @@ def _check_ids(records: list[dict[str, Any]], path: Path) -> None:
     without = [index for index, record in enumerate(records) if not str(record.get("id", ""))]
     if without:
         raise UserError(f"{len(without)} records of {path} have no id", given=f"records {without[:NAMED]}")
-    seen: set[str] = set()
-    twice = [str(record["id"]) for record in records if str(record["id"]) in seen or seen.add(str(record["id"]))]
+    counts = Counter(str(record["id"]) for record in records)
+    twice = [key for key, count in counts.items() if count > 1]
     if twice:
-        problem = f"{len(twice)} records of {path} repeat the id of another"
+        problem = f"{len(twice)} ids of {path} belong to more than one record"
         raise UserError(problem, given=twice[:NAMED], remedy="make the ids unique: neighbours and errors go by them")
 
 
@@ -129,8 +131,8 @@ def _to_turns(record: dict[str, Any], path: Path) -> tuple[Turn, ...]:
     """User and assistant in turn, without the image marker.
 
     Raises:
-        UserError: other keys or roles, a conversation that does not alternate from the user to the assistant, or an image
-            marker too many or too few.
+        UserError: other keys or roles, a conversation that does not alternate from the user to the assistant, or an
+            image marker too many or too few.
     """
 
     def fail(why: str) -> UserError:

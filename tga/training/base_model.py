@@ -16,8 +16,8 @@ from tga.vlm.assemble import assemble_llava, load_llava
 class BaseModel:
     """A VLM by name: either a complete one (`vlm`) or an LLM and a vision tower to be joined by a fresh projector.
 
-    Each name is a local directory or a hub id. `seed` decides the fresh projector; the `vision_feature` fields hold for parts
-    only, a complete VLM brings its own.
+    Each name is a local directory or a hub id. `seed` decides the fresh projector; the `vision_feature` fields hold
+    for parts only, a complete VLM brings its own.
 
     Raises:
         UserError: neither or both ways of naming the model are used.

@@ -1,4 +1,4 @@
-"""The centre of the cosines: the mean pooled state of a seeded sample of captions, computed once before the training."""
+"""The centre of the cosines: the mean pooled state of a seeded sample of captions, computed before the training."""
 
 from __future__ import annotations
 

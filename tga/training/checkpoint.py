@@ -1,8 +1,9 @@
 """Checkpoints that hold what was trained, and name what was not.
 
-A checkpoint is Lightning's (optimiser, scheduler, loops, data position, random states) with two differences: its `state_dict` has
-the trainable parameters only (and the centre of the cosines, where one is used), and `hyper_parameters` is a plain dict that
-names the base model. So it loads with `weights_only=True` anywhere. Loading is strict both ways.
+A checkpoint is Lightning's (optimiser, scheduler, loops, data position, random states) with two differences: its
+`state_dict` has the trainable parameters only (and the centre of the cosines, where one is used), and
+`hyper_parameters` is a plain dict that names the base model. So it loads with `weights_only=True` anywhere. Loading
+is strict both ways.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def require_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *,
     """Compare names and shapes before anything is loaded.
 
     Raises:
-        UserError: a message that names both sides: what only the checkpoint has, what only the model has, and shapes that differ.
+        UserError: a message that names both sides: what only the checkpoint has, what only the model has, and shapes
+            that differ.
     """
     problems = []
     if extra := sorted(set(found) - set(expected)):

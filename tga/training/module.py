@@ -5,8 +5,8 @@
     caption, retrieved (same shape) = mean over the text fed to the LLM alone, no gradient
     loss = lm_weight * LM loss on label positions + sum of the objectives' (already weighted) terms
 
-`step_losses` is a plain function of the module, so that a test can call it without a trainer. The layer numbers are those of
-`tga.vlm.hidden_states`: 0 = input embeddings, 1..L = output of decoder layer l, un-normed.
+`step_losses` is a plain function of the module, so that a test can call it without a trainer. The layer numbers are
+those of `tga.vlm.hidden_states`: 0 = input embeddings, 1..L = output of decoder layer l, un-normed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from tga.alignment.objective import Objective, PooledSpans
@@ -40,8 +41,8 @@ class AlignmentModule(lightning.LightningModule):
         warmup_steps: of a linear warm-up, followed by a cosine down to `min_lr_ratio * learning_rate`.
         lm_weight: factor of the LM loss; 0 leaves it out.
         centre: `[layers, width]` that an objective subtracts; kept here only to travel with the checkpoint.
-        gradient_norm_every: optimiser steps between measurements of the norm of the objectives' gradient with respect to the
-            trainable parameters (the first step is always measured); 0 never measures.
+        gradient_norm_every: optimiser steps between measurements of the norm of the objectives' gradient with respect
+            to the trainable parameters (the first step is always measured); 0 never measures.
         hyper_parameters: a plain dict stored in each checkpoint (`base_model` names the frozen parts).
     """
 
@@ -71,10 +72,11 @@ class AlignmentModule(lightning.LightningModule):
         self.lm_weight, self.gradient_norm_every = lm_weight, gradient_norm_every
         self.guide_gradient_norm = math.nan
         self.plain_hyper_parameters = dict(hyper_parameters or {})
+        self.centre: Tensor | None
         self.register_buffer("centre", centre)
 
     def step_losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Named weighted scalars whose sum is the loss; "lm" is the LM loss, the other names are the objectives' own."""
+        """Named weighted scalars; their sum is the loss; "lm" is the LM loss, the others are the objectives'."""
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if batch.pixel_values is not None:
             inputs["pixel_values"] = batch.pixel_values
@@ -117,7 +119,7 @@ class AlignmentModule(lightning.LightningModule):
             return False
         return math.isnan(self.guide_gradient_norm) or self.global_step % self.gradient_norm_every == 0
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what trains, with warm-up and cosine by optimiser step.
 
         `total_steps` is ours: reading `estimated_stepping_batches` here would drop the data position of a resumed run.
@@ -130,7 +132,7 @@ class AlignmentModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def learning_rate_factor(self, step: int) -> float:
-        """Share of the learning rate at an optimiser step, 0-based: linear to 1, then half a cosine to `min_lr_ratio`."""
+        """Share of the learning rate at an optimiser step from 0: linear to 1, then half a cosine to `min_lr_ratio`."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         after = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
@@ -139,7 +141,9 @@ class AlignmentModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains (and the centre), and the plain hyper-parameters."""
-        state = {MODEL_PREFIX + name: value.detach() for name, value in trainable_parameters(self.model).items()}
+        state: dict[str, Tensor] = {
+            MODEL_PREFIX + name: value.detach() for name, value in trainable_parameters(self.model).items()
+        }
         if self.centre is not None:
             state["centre"] = self.centre
         checkpoint["state_dict"] = state
@@ -147,7 +151,9 @@ class AlignmentModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose names or shapes are not those of what trains here."""
-        expected = {MODEL_PREFIX + name: value for name, value in trainable_parameters(self.model).items()}
+        expected: dict[str, Tensor] = {
+            MODEL_PREFIX + name: value for name, value in trainable_parameters(self.model).items()
+        }
         if self.centre is not None:
             expected["centre"] = self.centre
         require_same(checkpoint["state_dict"], expected, source=f"a run with {checkpoint.get('hyper_parameters')}")

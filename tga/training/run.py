@@ -53,7 +53,8 @@ def fit(
     """Train `train` parts of the model and leave `run_dir/checkpoints/step-*.ckpt` and `run_dir/metrics.jsonl`.
 
     Args:
-        objectives: beside the LM loss, without a centre; `centred` gives them one, the mean over captions of the samples.
+        objectives: beside the LM loss, without a centre; `centred` gives them one, the mean over captions of the
+            samples.
         hyper_parameters: plain values for the checkpoint; must hold `base_model`.
         ckpt_path: None, "last" (of this run directory) or a file to continue from.
 

@@ -1,7 +1,7 @@
 """When checkpoints are written, and what is put back when a run continues.
 
-Files are `step-<steps, eight digits>.ckpt`, written beside their place and renamed: whatever has such a name is complete, and the
-highest is the last. A kill at any moment loses the steps since then and nothing else.
+Files are `step-<steps, eight digits>.ckpt`, written beside their place and renamed: whatever has such a name is
+complete, and the highest is the last. A kill at any moment loses the steps since then and nothing else.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SaveCheckpoints(lightning.Callback):
         self._restored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Put the random generators back, as late as possible: building the trainer and the loader may draw from them."""
+        """Put the random generators back, late: building the trainer and the loader may draw from them."""
         if self._restored is not None:
             _restore_random_state(self._restored)
 
@@ -64,7 +64,13 @@ def _random_state() -> dict[str, Any]:
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": [version, list(internal), gauss],
-        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()

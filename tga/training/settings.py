@@ -21,7 +21,7 @@ class TrainSettings:
         warmup_ratio: share of the steps in which the learning rate rises.
         centre_captions: captions that the centre is the mean of, where an objective is centred.
         save_every, keep_checkpoints: optimiser steps between checkpoints (0: only at the end), and how many stay.
-        log_every, gradient_norm_every: optimiser steps between rows of metrics.jsonl and between gradient norms (0: never).
+        log_every, gradient_norm_every: steps between rows of metrics.jsonl, and between gradient norms (0: never).
     """
 
     epochs: int = 1
@@ -79,8 +79,10 @@ class FitResult:
     """What a finished training leaves and how it went.
 
     Attributes:
-        steps: optimiser steps of the whole run; `samples` and `train_s` are those of this process (less after a resume).
-        guide_gradient_norm: the objectives' gradient with respect to what trains, at the last measurement; NaN without objectives.
+        steps: optimiser steps of the whole run; `samples` and `train_s` are those of this process (less after a
+            resume).
+        guide_gradient_norm: the objectives' gradient with respect to what trains, at the last measurement; NaN
+            without objectives.
         losses: the terms of the last step.
     """
 

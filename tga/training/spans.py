@@ -1,7 +1,7 @@
 """From a batch and the captured hidden states to the pooled spans that objectives compare.
 
-The caption C, and the retrieved text R where it is not part of the prompt, go through the language model alone, in one call and
-only up to the deepest layer asked for.
+The caption C, and the retrieved text R where it is not part of the prompt, go through the language model alone, in
+one call and only up to the deepest layer asked for.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def pooled_spans(
         states: layer -> `[batch, tokens, width]` of the multimodal forward.
 
     Returns:
-        Spans of `[layers, batch, width]` float32. `has_pair`: the sample has a picture and a caption; `has_retrieved`: and a
-        retrieved text besides.
+        Spans of `[layers, batch, width]` float32. `has_pair`: the sample has a picture and a caption;
+        `has_retrieved`: and a retrieved text besides.
     """
     image, has_image = pool_layers(states, batch.image_mask, layers)
     texts = text_targets(model, family, batch, layers)
@@ -48,7 +48,7 @@ def pooled_spans(
 def text_targets(
     model: nn.Module, family: Family, batch: Batch, layers: tuple[int, ...]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Pooled captions, and pooled retrieved texts where the batch has them apart; one call of the language model for both."""
+    """Pooled captions, and retrieved texts where the batch has them apart; one call of the language model for both."""
     ids, attention, spans = [batch.caption_ids], [batch.caption_attention_mask], [batch.caption_mask]
     if batch.retrieved_ids is not None:
         assert batch.retrieved_attention_mask is not None and batch.retrieved_text_mask is not None
@@ -62,7 +62,7 @@ def text_targets(
 
 
 def pool_layers(states: Mapping[int, Tensor], mask: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Means over a span at each layer: `[layers, batch, width]` float32, and which samples have the span, `[batch]` bool."""
+    """Means over a span by layer, `[layers, batch, width]` float32, and which samples have the span, `[batch]` bool."""
     pooled = [mean_pool(states[layer], mask) for layer in layers]
     return torch.stack([mean for mean, _ in pooled]), pooled[0][1]
 

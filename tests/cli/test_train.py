@@ -1,0 +1,169 @@
+"""tga-train as a user calls it: arguments in, files and a table or one message out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from tests.tiny import write_tiny_llava_json, write_tiny_parts
+from tests.tiny_clip import random_captions, write_tiny_clip
+from tga.cli.train import main
+from tga.training.callbacks import read_metrics
+from tga.training.checkpoint import read_checkpoint
+
+
+def call(monkeypatch: pytest.MonkeyPatch, directory: Path, *arguments: str) -> int:
+    """Run tga-train in this process, in `directory`; its exit code."""
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sys, "argv", ["tga-train", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """llm/, vision_tower/, train.json, images/, captions.txt, retriever/ and neighbours.parquet in one directory."""
+    write_tiny_parts(tmp_path)
+    write_tiny_llava_json(tmp_path)
+    (tmp_path / "captions.txt").write_text("\n".join(random_captions(30)))
+    write_tiny_clip(tmp_path / "retriever")
+    ids = [record["id"] for record in json.loads((tmp_path / "train.json").read_text())]
+    table = {"id": ids, "texts": [[f"A neighbour of {key}.", "Another."] for key in ids]}
+    pq.write_table(pa.table(table), tmp_path / "neighbours.parquet")
+    return tmp_path
+
+
+TINY = [
+    "model.llm=llm", "model.vision_tower=vision_tower", "data.json=train.json", "data.image_root=images",
+    "training.batch_size=2", "training.log_every=1", "training.accelerator=cpu", "run_dir=run",
+]  # fmt: skip
+
+
+def summary(directory: Path) -> dict[str, float]:
+    return json.loads((directory / "run" / "summary.json").read_text())
+
+
+def test_the_whole_path_from_a_corpus_to_an_exported_directory(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = [{"id": str(i), "image": f"images/000{i}.png", "prompt": "What is it?", "format": "chat", "group": "g",
+                  "expected": ["car"], "caption": "A car."} for i in range(2)]  # fmt: skip
+    (world / "q.jsonl").write_text("\n".join(json.dumps(row) for row in questions))
+    arguments = [
+        *TINY, "data.captions=captions.txt", "data.index_dir=index", "encoder.name=local-dir:retriever",
+        "data.neighbours_k=3", "evaluation.root=.", "+evaluation.metrics.image_dsr={file: q.jsonl, judge: refusal}",
+        "evaluation.max_new_tokens=3",
+    ]  # fmt: skip
+    assert call(monkeypatch, world, *arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1] == f"Output directory: {world / 'run'}"
+    assert "image_dsr" in shown.out and "projector" in shown.err and "ckpt_path=last" in shown.err
+    found = summary(world)
+    assert found["steps"] == 4 and found["samples"] == 8 and found["method"] == "tga"
+    assert found["guide_gradient_norm"] > 0 and found["image_dsr_n"] == 2 and found["peak_rss_mib"] > 50
+    assert found["total_s"] > found["train_s"] > 0
+    assert [row["step"] for row in read_metrics(world / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert (world / "index" / "neighbours.parquet").is_file()
+    model = LlavaForConditionalGeneration.from_pretrained(world / "run" / "hf")
+    AutoProcessor.from_pretrained(world / "run" / "hf")
+    trained = read_checkpoint(world / "run" / "checkpoints" / "step-00000004.ckpt")
+    name = "model.multi_modal_projector.linear_1.weight"
+    torch.testing.assert_close(model.get_parameter(name), trained.weights[name])
+
+
+@pytest.mark.parametrize("method", ["tga", "tga_centred", "tga_paper", "tga_released", "tga_located", "baseline"])
+def test_every_method_trains(method: str, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [*TINY, f"alignment={method}", "data.neighbours=neighbours.parquet", "export=null"]
+    arguments += ["alignment.layers=[1,2,3]"] if method in ("tga_released", "tga_located") else []
+    assert call(monkeypatch, world, *arguments) == 0
+    found = summary(world)
+    assert found["steps"] == 4
+    if method == "baseline":
+        assert found["guide_gradient_norm"] is None and "loss_tga_pair" not in found
+    else:
+        assert found["guide_gradient_norm"] > 0 and found["loss_tga_rank"] != 0
+
+
+def test_llava7b_runs_with_tiny_parts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [
+        "+experiment=llava7b", *TINY[:4], "run_dir=run", "data.captions=null", "data.neighbours=neighbours.parquet",
+        "alignment.layers=[1,2]", "training.accelerator=cpu", "training.num_workers=0",
+    ]  # fmt: skip
+    assert call(monkeypatch, world, *arguments) == 0
+    trained = read_checkpoint(world / "run" / "checkpoints" / "step-00000001.ckpt")
+    weights = set(trained.weights)
+    assert {value.dtype for value in trained.weights.values()} == {torch.float32}
+    assert all(name.startswith("model.multi_modal_projector.") for name in weights) and len(weights) == 4
+    assert trained.hyper_parameters["training"]["learning_rate"] == 1e-3
+    assert trained.hyper_parameters["training"]["batch_size"] == 32
+    assert trained.hyper_parameters["training"]["warmup_ratio"] == 0.03
+
+
+def test_a_finished_run_is_continued_without_another_step(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [*TINY, "alignment=baseline", "export=null"]
+    assert call(monkeypatch, world, *arguments) == 0
+    rows = read_metrics(world / "run" / "metrics.jsonl")
+    assert call(monkeypatch, world, *arguments, "ckpt_path=last") == 0
+    assert read_metrics(world / "run" / "metrics.jsonl") == rows
+    assert summary(world)["steps"] == 4 and summary(world)["samples"] == 0
+
+
+def test_fast_dev_run_takes_two_steps(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, world, *TINY, "alignment=baseline", "+debug=fast_dev_run", "export=null") == 0
+    assert summary(world)["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["+experiment=nothing"], ["nothing", "mini_baseline", "llava7b"]),
+        (["alignment=nothing"], ["nothing", "tga_centred", "baseline"]),
+        (["training.learning_rat=1"], ["learning_rat"]),
+        (["training.learning_rate=-1"], ["learning_rate=-1", "positive"]),
+        (["training.precision=16"], ["32-true", "bf16-mixed"]),
+        (["alignment.layers=[2,4]"], ["[4]", "0", "3"]),
+        (["alignment.reduction=max"], ["max", "sum, mean"]),
+        (["data.json=elsewhere.json"], ["elsewhere.json"]),
+        (["data.image_root=elsewhere"], ["8 pictures are missing", "0000.png"]),
+        (["data.template=other"], ["other", "vicuna_v1"]),
+        (["data.neighbours=null"], ["data.captions=PATH"]),
+        (["data.max_length=3"], ["sample 0000", "first 3"]),
+        (["ckpt_path=last"], ["step-*.ckpt", "run_dir"]),
+        (["ckpt_path=elsewhere.ckpt"], ["elsewhere.ckpt"]),
+        (["model.llm=elsewhere"], ["elsewhere"]),
+        (["model.dtype=float16"], ["float16", "bfloat16"]),
+        (["model.train=[nose]"], ["nose", "projector"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_message_and_nothing_is_written(
+    arguments: list[str],
+    said: list[str],
+    world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = call(monkeypatch, world, *TINY, "data.neighbours=neighbours.parquet", *arguments)
+    message = capsys.readouterr().err
+    assert code == 1
+    assert message.count("Error: ") == 1 and "Traceback" not in message
+    assert all(part in message for part in said), message
+    assert not (world / "run" / "checkpoints").exists() and not (world / "run" / "summary.json").exists()
+
+
+def test_values_without_a_default_are_all_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, tmp_path) == 1
+    message = capsys.readouterr().err
+    assert all(key in message for key in ("data.json", "data.image_root", "model.llm", "model.vision_tower"))
+    assert list(tmp_path.iterdir()) == []
