@@ -1,8 +1,8 @@
 """The projector in the layout of the original LLaVA code: `mm_projector.bin` and `config.json`, written and read back.
 
 LLaVA's loader reads `config.json` for the class and the `mm_*` settings, takes the language model from its base, and
-then loads `mm_projector.bin` with `strict=False`: a wrong name there leaves the projector random without a word. So this
-module writes exactly the names that loader expects, and compares every name and shape before it loads anything.
+then loads `mm_projector.bin` with `strict=False`: a wrong name there leaves the projector random without a word. So
+this module writes exactly the names that loader expects, and compares every name and shape before it loads anything.
 
     LLaVA                          LlavaForConditionalGeneration
     model.mm_projector.0.weight    multi_modal_projector.linear_1.weight  [width, vision_width]
@@ -177,7 +177,7 @@ def _compare_settings(config: PreTrainedConfig, path: Path) -> None:
             "The projector was trained on other vision features than this model gives, nothing was loaded",
             given=f"{file}: " + ", ".join(f"{key}={found[key]}" for key in differing),
             allowed="the model's " + ", ".join(f"{key}={expected[key]}" for key in differing),
-            remedy="model.vision_feature_layer=N, model.vision_feature_select_strategy=default (patch), full (cls_patch)",
+            remedy="model.vision_feature_layer=N, model.vision_feature_select_strategy=default (patch) or full",
         )
 
 

@@ -52,8 +52,8 @@ def card_of(
         name: the title.
         method: how the projector was trained; None takes the checkpoint's `method`, if it has one.
         figures: a summary as `tga-evaluate` writes it; what is no number (versions, hashes) is left out.
-        llm_name, vision_tower_name: what the card calls the base models instead of the path that was loaded, as a hub id
-            tells another reader more than a directory of this machine.
+        llm_name, vision_tower_name: what the card calls the base models instead of the path that was loaded, as a hub
+            id tells another reader more than a directory of this machine.
     """
     base, config = source.base, source.model.config
     settings = {key: value for key, value in source.hyper_parameters.items() if key not in ("base_model", "method")}

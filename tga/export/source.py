@@ -1,4 +1,4 @@
-"""Where an exported model comes from: a training checkpoint, or a named model, with a LLaVA projector where one is given."""
+"""Where an exported model comes from: a training checkpoint, or a named model, with LLaVA's projector if given."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def source_from_model(
     """The model that `base` names, with the projector of a LLaVA `mm_projector.bin` put in if one is given.
 
     Raises:
-        UserError: the model is named by its parts and there is no projector (it would be a random one), or the projector
-            does not fit.
+        UserError: the model is named by its parts and there is no projector (it would be a random one), or the
+            projector does not fit.
     """
     if base.vlm is None and projector is None:
         raise UserError(
