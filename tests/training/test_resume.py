@@ -1,0 +1,77 @@
+"""A run that is killed and continued gives, bit for bit, the losses and weights of one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import write_tiny_llava_json
+from tests.training.killed import train
+from tga.data.datamodule import ResumableLoader, SeededBatches
+from tga.errors import UserError
+from tga.training.callbacks import read_metrics
+from tga.training.checkpoint import latest_checkpoint, read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = ("samples", "samples_per_s", "peak_rss_mib")
+# The norm is measured anew at a process' first step, beside every third.
+NOT_COMPARED = (*TIMES, "guide_gradient_norm")
+
+
+def compared(run_dir: Path) -> list[dict[str, float]]:
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in NOT_COMPARED} for row in rows]
+
+
+def test_kill_in_mid_epoch_and_resume_gives_the_same_losses(tmp_path: Path) -> None:
+    write_tiny_llava_json(tmp_path, n=10)
+    train(tmp_path, tmp_path / "straight")
+    expected = compared(tmp_path / "straight")
+    assert [row["step"] for row in expected] == list(range(1, 13))
+    assert len({row["loss"] for row in expected}) == 12
+
+    # Epochs have 4 batches: batch 8 is the last of the second epoch, step 7 was done, the checkpoint is of step 6.
+    command = [sys.executable, "-m", "tests.training.killed", str(tmp_path), str(tmp_path / "killed"), "8"]
+    dead = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()
+    assert [row["step"] for row in read_metrics(tmp_path / "killed" / "metrics.jsonl")] == list(range(1, 8))
+    assert latest_checkpoint(tmp_path / "killed" / "checkpoints").name == "step-00000006.ckpt"
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # what a kill in mid-write leaves
+
+    result = train(tmp_path, tmp_path / "killed", ckpt_path="last")
+    assert result.steps == 12 and result.samples == 3 + 1 + 10
+    assert compared(tmp_path / "killed") == expected
+    there = read_checkpoint(latest_checkpoint(tmp_path / "straight" / "checkpoints"))
+    here = read_checkpoint(latest_checkpoint(tmp_path / "killed" / "checkpoints"))
+    assert all(torch.equal(here.weights[name], value) for name, value in there.weights.items())
+    assert there.centre is not None and here.centre is not None and torch.equal(there.centre, here.centre)
+
+
+def test_workers_that_run_ahead_do_not_move_the_position() -> None:
+    batches = SeededBatches(samples=10, batch_size=3, epochs=2, seed=1)
+    everything = [batch.tolist() for batch in ResumableLoader(range(10), batches, collate_fn=torch.tensor)]  # type: ignore[arg-type]
+    batches.start = 0
+    options = {"collate_fn": torch.tensor, "num_workers": 1, "prefetch_factor": 3}
+    loader = ResumableLoader(range(10), batches, **options)  # type: ignore[arg-type]
+    iterator = iter(loader)
+    seen = [next(iterator).tolist() for _ in range(3)]
+    state = loader.state_dict()
+    assert state["consumed"] == 3
+    rest_loader = ResumableLoader(range(10), SeededBatches(10, 3, 2, 1), collate_fn=torch.tensor)  # type: ignore[arg-type]
+    rest_loader.load_state_dict(state)
+    assert len(rest_loader) == 8
+    assert seen + [batch.tolist() for batch in rest_loader] == everything
+
+
+def test_another_seed_or_data_set_is_refused() -> None:
+    state = ResumableLoader(range(10), SeededBatches(10, 3, 2, seed=1)).state_dict()  # type: ignore[arg-type]
+    other = ResumableLoader(range(11), SeededBatches(11, 3, 2, seed=2))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="samples was 10 and is 11, seed was 1 and is 2"):
+        other.load_state_dict(state)
