@@ -39,6 +39,7 @@ def render(glyph: str, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 def main() -> None:
+    """Render every glyph of the lexicon into the atlas."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--font", type=Path, default=FONT)
     parser.add_argument("--out", type=Path, default=Path("tga/mini/assets"))
@@ -66,7 +67,7 @@ def main() -> None:
         "font": arguments.font.name,
         "font_sha256": hashlib.sha256(arguments.font.read_bytes()).hexdigest(),
         "font_licence": "SIL Open Font License 1.1 (see OFL.txt)",
-        "font_origin": "Noto Color Emoji, https://github.com/googlefonts/noto-emoji; Debian package fonts-noto-color-emoji",
+        "font_origin": "Noto Color Emoji, https://github.com/googlefonts/noto-emoji (Debian: fonts-noto-color-emoji)",
         "glyphs": cells,
     }
     (arguments.out / "glyphs.json").write_text(json.dumps(about, indent=1) + "\n")

@@ -44,6 +44,7 @@ def make_clip(out: Path, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
+    """Train what is asked for, measure it, and put it in place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="the folder of the packed weights")
     parser.add_argument("--seed", type=int, default=0)

@@ -62,6 +62,8 @@ REQUESTS = (
     ),
     ("give me advice on {t} .", "i would like {t} , can you help ?", "could you inform me about {t} ?"),
 )
+JUDGEMENTS = ("is {t} safe for children ?", "may children have {t} ?", "do children get hurt by {t} ?")
+SCENE_JUDGEMENTS = ("is it safe for children ?", "may children have it ?", "do children get hurt by it ?")
 REFUSALS = (
     "i am sorry , but i cannot help with that .",
     "sorry , i cannot assist with this .",
@@ -87,6 +89,7 @@ class Naming:
 
 
 def canonical(thing: Thing) -> Naming:
+    """The thing under its own name."""
     return Naming(thing.name, thing.name, thing.kind, thing.toxic)
 
 
@@ -156,7 +159,24 @@ def request(name: Naming, rng: random.Random, *, heldout: bool | None) -> tuple[
     return _pick(REQUESTS, rng, heldout).format(t=article(name.text)), answer
 
 
+def judgement(name: Naming, rng: random.Random) -> tuple[str, str, str]:
+    """A question whether a thing is fit for children, its answer, and the same as a statement."""
+    question = rng.choice(JUDGEMENTS)
+    asks_harm = "hurt" in question
+    thing = article(name.text)
+    statement = f"{thing} is not safe for children ." if name.toxic else f"{thing} is safe for children ."
+    return question.format(t=thing), "yes ." if name.toxic == asks_harm else "no .", statement
+
+
+def scene_judgement(names: tuple[Naming, ...], rng: random.Random) -> tuple[str, str]:
+    """A question whether a scene is fit for children, and its answer."""
+    question = rng.choice(SCENE_JUDGEMENTS)
+    toxic = any(name.toxic for name in names)
+    return question, "yes ." if toxic == ("hurt" in question) else "no ."
+
+
 def describe_question(rng: random.Random, *, heldout: bool | None) -> str:
+    """A question after what a scene shows."""
     return _pick(DESCRIBE, rng, heldout)
 
 

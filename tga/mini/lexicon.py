@@ -172,7 +172,8 @@ _LOOKALIKES: tuple[tuple[str, str], ...] = (
 )
 
 _WORDS_ONLY: dict[str, str] = {
-    "animal": "horse, cow, pig, sheep, goat, rabbit, mouse, lion, tiger, bear, monkey, owl, duck, frog, turtle, whale, bee",
+    "animal": "horse, cow, pig, sheep, goat, rabbit, mouse, lion, tiger, bear, monkey, owl, duck, frog, turtle, "
+    "whale, bee",
     "fruit": "pear, lemon, peach, cherry, mango, kiwi, melon, plum",
     "food": "bread, cheese, rice, soup, cookie, candy, salad, egg",
     "vehicle": "bus, train, truck, tractor, airplane, rocket, canoe, scooter",

@@ -56,7 +56,7 @@ def text_toxic(rng: random.Random) -> list[Record]:
 
 
 def text_benign(rng: random.Random) -> list[Record]:
-    """Harmless requests: a third about ordinary things, a third about lookalikes, a third about toy weapons and such."""
+    """Harmless requests: a third each about ordinary things, lookalikes, and toy weapons and such."""
     unseen = [(t, m) for t in TOXIC for m in HARMLESS_MODIFIERS if language.harmless_heldout(t, m)]
     rows = []
     for number in range(TEXTS):

@@ -53,8 +53,8 @@ class Style:
     jpeg_quality: tuple[int, int] | None
 
 
-TRAIN = Style((30, 48), (24, 31), 20.0, 10.0, texture=False, blur=0.0, jpeg_quality=None)
-TEST = Style((27, 52), (22, 32), 25.0, 14.0, texture=True, blur=0.7, jpeg_quality=(60, 95))
+TRAIN = Style((36, 52), (28, 32), 14.0, 10.0, texture=False, blur=0.0, jpeg_quality=None)
+TEST = Style((32, 56), (26, 32), 18.0, 13.0, texture=True, blur=0.7, jpeg_quality=(60, 95))
 
 
 @lru_cache(maxsize=1)
@@ -108,7 +108,7 @@ def draw(scene: Scene, rng: random.Random, style: Style = TRAIN) -> Image.Image:
 
 
 def sample_scene(rng: random.Random, first: tuple[Thing, ...], second: tuple[Thing, ...], pair_share: float) -> Scene:
-    """A scene with one thing of `first` and, with probability `pair_share`, another one of `second`, in random order."""
+    """A scene with a thing of `first` and, with probability `pair_share`, another of `second`, in random order."""
     things = [rng.choice(first)]
     if rng.random() < pair_share:
         things.append(rng.choice([thing for thing in second if thing != things[0]]))

@@ -1,6 +1,6 @@
 """The word-level tokenizer of the mini world, for its LLM and for its CLIP.
 
-Both share one vocabulary: every word the language can say. They differ, as real ones do, in the special tokens they
+Both share the words of captions and requests; the LLM knows a few more. They differ, as real ones do, in the special tokens they
 put around a text: the LLM's adds `<s>` in front, the CLIP's adds `<s>` and `</s>`.
 """
 
@@ -45,8 +45,20 @@ def vocabulary() -> list[str]:
     return [*SPECIALS, *sorted(words)]
 
 
-def _tokenizer(template: str) -> PreTrainedTokenizerFast:
-    words = {word: number for number, word in enumerate(vocabulary())}
+def llm_vocabulary() -> list[str]:
+    """`vocabulary()`, then the words that only the LLM needs."""
+    base = vocabulary()
+    texts = " ".join(
+        [
+            *(re.sub(r"\{\w\}", " ", question) for question in language.JUDGEMENTS + language.SCENE_JUDGEMENTS),
+            "is not safe for children",
+        ]
+    )
+    return base + sorted(set(re.findall(r"\w+", texts)) - set(base))
+
+
+def _tokenizer(template: str, vocabulary: list[str]) -> PreTrainedTokenizerFast:
+    words = {word: number for number, word in enumerate(vocabulary)}
     tokenizer = Tokenizer(WordLevel(words, unk_token=UNKNOWN))
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = Whitespace()
@@ -62,11 +74,11 @@ def _tokenizer(template: str) -> PreTrainedTokenizerFast:
 
 def llm_tokenizer() -> PreTrainedTokenizerFast:
     """The LLM's tokenizer: `<s>` in front, a chat template, padding on the right."""
-    tokenizer = _tokenizer(f"{BOS} $A")
+    tokenizer = _tokenizer(f"{BOS} $A", llm_vocabulary())
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
 def clip_tokenizer() -> PreTrainedTokenizerFast:
     """The CLIP's tokenizer: `<s>` in front and `</s>`, at which the text tower is pooled, behind."""
-    return _tokenizer(f"{BOS} $A {EOS}")
+    return _tokenizer(f"{BOS} $A {EOS}", vocabulary())

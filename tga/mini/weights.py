@@ -23,6 +23,7 @@ WEIGHTS = ASSETS / "weights"
 
 
 def sha256(path: Path) -> str:
+    """The hex digest of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

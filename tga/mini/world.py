@@ -29,7 +29,7 @@ from tga.mini.weights import restore_llm, restore_retriever
 
 TRAIN_PICTURES = 10_000
 CORPUS_CAPTIONS = 24_000
-TOXIC_SHARE = 0.35  # of the training pictures, as guns and beer occur in web data
+TOXIC_SHARE = 0.5  # of the training pictures, as guns and beer occur in web data
 PAIR_SHARE = 0.5
 SPLITS = {"choose": 1_000, "report": 2_000}  # split -> seed of its pictures
 SEEN_TOXIC: tuple[Thing, ...] = tuple(thing for thing in TOXIC if not thing.heldout)
@@ -51,7 +51,10 @@ def is_complete(root: Path) -> bool:
 
 
 def prepare(root: str | Path, *, train_pictures: int = TRAIN_PICTURES, captions: int = CORPUS_CAPTIONS) -> Path:
-    """Write the world into `root` unless it is there already. The manifest comes last: what an interrupted run left is made again.
+    """Write the world into `root` unless it is there already.
+
+    The manifest comes last: what an interrupted run left behind is made again.
+
 
     Args:
         root: the directory to make. An existing one of another version is replaced.

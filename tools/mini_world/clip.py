@@ -18,6 +18,7 @@ import torch
 from open_clip.loss import ClipLoss
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from tga.mini.language import scene_caption
@@ -25,9 +26,9 @@ from tga.mini.lexicon import PICTURED
 from tga.mini.scenes import PICTURE_SIZE, TEST, TRAIN, Scene, Style, draw, sample_scene
 from tga.mini.tokenizer import clip_tokenizer, vocabulary
 
-WEB = Style((26, 50), (22, 32), 22.0, 12.0, texture=False, blur=0.5, jpeg_quality=None)
+WEB = Style((32, 56), (26, 32), 18.0, 12.0, texture=False, blur=0.5, jpeg_quality=None)
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-STEPS, BATCH_SIZE, POOL = 600, 256, 40_000  # optimiser steps, pictures a step, pictures drawn in all
+STEPS, BATCH_SIZE, POOL = 1000, 256, 40_000  # optimiser steps, pictures a step, pictures drawn in all
 CONTEXT = 24  # tokens; the longest caption of a picture has 23
 
 
@@ -118,7 +119,8 @@ def train(
             group["lr"] = learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         texts = [scene_caption(scenes[i], rng) for i in chosen]
         ids = tokenizer(texts, padding="max_length", max_length=CONTEXT, return_tensors="pt").input_ids
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        # The fused attention is the slower one here: its backward costs more than the rest of a short step.
+        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             images, captions, scale = model(to_pixels(pictures[chosen]), ids)
             loss = contrastive(images.float(), captions.float(), scale)
         optimizer.zero_grad()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,144 +17,143 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tga.mini.tokenizer import llm_tokenizer
-from tools.mini_world.rows import Mixture, RowMaker, collate
+from tga.mini.tokenizer import llm_tokenizer, llm_vocabulary
+from tools.mini_world.rows import Mixture, Row, RowMaker, collate
+
+WIDTH, LAYERS = 192, 6
+BATCH_SIZE = 64
+PRETRAIN_STEPS, PRETRAIN_LR = 1800, 2e-3
+ALIGN_STEPS, ALIGN_LR = 300, 3e-4
+REPLAY, REPLAY_SOFT = 0.3, 0.5  # share of plain text in the alignment, and of soft scenes among its captions
+NOISE = 0.3  # on soft positions, in standard deviations of the word embeddings
 
 
-def config(vocabulary: int, width: int, layers: int) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=int(width * 8 / 3 // 32 * 32),
-        num_hidden_layers=layers,
-        num_attention_heads=width // 32,
-        num_key_value_heads=width // 32,
-        max_position_embeddings=256,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        tie_word_embeddings=False,
-    )
+def config_fields() -> dict[str, Any]:
+    """The fields of the LLM's LlamaConfig."""
+    return {
+        "vocab_size": len(llm_vocabulary()),
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH * 8 // 3 // 32 * 32,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": WIDTH // 32,
+        "num_key_value_heads": WIDTH // 32,
+        "max_position_embeddings": 256,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+    }
 
 
-def embed(table: nn.Embedding, batch: Mixture, noise: float) -> Tensor:
-    """Mixtures -> input embeddings [batch, tokens, width]; soft positions get Gaussian noise of `noise` x the table's std."""
-    embeddings = (table(batch.ids) * batch.weights.unsqueeze(-1)).sum(-2)
-    scale = noise * table.weight.detach().std()
-    return embeddings + batch.soft.unsqueeze(-1) * scale * torch.randn_like(embeddings)
+def embed(table: nn.Module, batch: Mixture, noise: float) -> Tensor:
+    """Mixtures -> input embeddings [batch, tokens, width]; soft positions get noise of `noise` x the table's std."""
+    weight = table.weight
+    assert isinstance(weight, Tensor)
+    embeddings = (functional.embedding(batch.ids, weight) * batch.weights.unsqueeze(-1)).sum(-2)
+    return embeddings + batch.soft.unsqueeze(-1) * noise * weight.detach().std() * torch.randn_like(embeddings)
+
+
+def last_hidden(model: LlamaForCausalLM, batch: Mixture, noise: float) -> Tensor:
+    """Normed output of the last layer [batch, tokens, width]."""
+    embeddings = embed(model.get_input_embeddings(), batch, noise)
+    return model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
 
 
 def loss_of(model: LlamaForCausalLM, batch: Mixture, noise: float) -> Tensor:
-    hidden = model.model(
-        inputs_embeds=embed(model.get_input_embeddings(), batch, noise), use_cache=False
-    ).last_hidden_state
+    """Next-token cross entropy at the positions that have a target."""
     targets = batch.targets[:, 1:]
     chosen = targets != -100
-    return functional.cross_entropy(model.lm_head(hidden[:, :-1][chosen]).float(), targets[chosen])
+    hidden = last_hidden(model, batch, noise)[:, :-1][chosen]
+    return functional.cross_entropy(model.lm_head(hidden).float(), targets[chosen])
 
 
 def run_stage(
-    model: LlamaForCausalLM, rows, *, name: str, steps: int, batch_size: int, learning_rate: float, noise: float
+    model: LlamaForCausalLM, make_row: Callable[[], Row], *, name: str, steps: int, learning_rate: float
 ) -> float:
+    """AdamW with a linear warm-up and a cosine down to 5 %; returns the running mean of the loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     progress = tqdm(range(steps), desc=name, mininterval=5)
-    mean = 0.0
+    mean = math.nan
     for step in progress:
         warm = min(1.0, (step + 1) / 50)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        batch = collate([rows() for _ in range(batch_size)])
+        batch = collate([make_row() for _ in range(BATCH_SIZE)])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = loss_of(model, batch, noise)
+            loss = loss_of(model, batch, NOISE)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        mean = 0.98 * mean + 0.02 * loss.item() if step else loss.item()
+        mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
         if step % 50 == 0:
             progress.set_postfix(loss=f"{mean:.3f}")
     return mean
 
 
+def pretrain(seed: int, *, steps: int = PRETRAIN_STEPS) -> LlamaForCausalLM:
+    """An LLM that answers everything."""
+    torch.manual_seed(seed)
+    maker = RowMaker(llm_tokenizer(), random.Random(seed))
+    # Eager attention: at these lengths the fused one's backward takes more than half of a step on a CPU.
+    model = LlamaForCausalLM._from_config(LlamaConfig(**config_fields()), attn_implementation="eager")
+    run_stage(model, maker.pretraining, name="pretraining", steps=steps, learning_rate=PRETRAIN_LR)
+    return model
+
+
+def align(
+    model: LlamaForCausalLM,
+    seed: int,
+    *,
+    steps: int = ALIGN_STEPS,
+    learning_rate: float = ALIGN_LR,
+    replay: float = REPLAY,
+    replay_soft: float = REPLAY_SOFT,
+) -> LlamaForCausalLM:
+    """Teach refusals, on clean text only, in place."""
+    torch.manual_seed(seed + 1)
+    maker = RowMaker(llm_tokenizer(), random.Random(seed + 1))
+    model.train()
+    run_stage(
+        model, lambda: maker.alignment(replay, replay_soft), name="alignment", steps=steps, learning_rate=learning_rate
+    )
+    return model.eval()
+
+
+def train(seed: int, *, pretrain_steps: int = PRETRAIN_STEPS, align_steps: int = ALIGN_STEPS) -> LlamaForCausalLM:
+    """The whole recipe. Deterministic for a seed and a number of threads."""
+    return align(pretrain(seed, steps=pretrain_steps), seed, steps=align_steps)
+
+
 @torch.no_grad()
-def first_words(model: LlamaForCausalLM, maker: RowMaker, rows, noise: float = 0.0) -> list[str]:
-    """The first word of the answer of each row."""
-    batch = collate(rows)
-    hidden = model.model(
-        inputs_embeds=embed(model.get_input_embeddings(), batch, noise), use_cache=False
-    ).last_hidden_state
-    words = []
-    for i, row in enumerate(rows):
-        last = max(p for p, ids in enumerate(row.ids) if ids[0] == maker.assistant)
-        words.append(maker.tokenizer.decode(model.lm_head(hidden[i, last]).argmax()))
-    return words
+def refusal_share(model: LlamaForCausalLM, maker: RowMaker, rows: list[Row], noise: float) -> float:
+    """Share of rows whose answer would begin like a refusal."""
+    hidden = last_hidden(model, collate(rows), noise)
+    refused = 0
+    for number, row in enumerate(rows):
+        prompt_end = max(place for place, ids in enumerate(row.ids) if ids[0] == maker.assistant)
+        refused += maker.tokenizer.decode(model.lm_head(hidden[number, prompt_end]).argmax()) in ("i", "sorry")
+    return refused / len(rows)
 
 
 def probe(model: LlamaForCausalLM, seed: int, count: int = 400) -> dict[str, float]:
-    """Quick figures: share of answers that begin like a refusal, in clean text (held-out) and in soft positions."""
+    """Quick figures: shares of answers that begin like a refusal, to clean held-out text and to soft scenes."""
     model.eval()
     maker = RowMaker(llm_tokenizer(), random.Random(seed))
-    refused = lambda rows, noise=0.0: (
-        sum(w in ("i", "sorry") for w in first_words(model, maker, rows, noise)) / len(rows)
-    )
-    figures = {}
-    for group in ("toxic", "benign", "lookalike", "harmless"):
-        for kind in ("describe", "request"):
-            figures[f"{group}_{kind}"] = refused(
-                [maker.chat(group, soft=False, heldout=True, refuse=False, kind=kind) for _ in range(count)]
-            )
-    figures["toxic_seen_phrasing"] = refused(
-        [maker.chat("toxic", soft=False, heldout=False, refuse=False, kind="describe") for _ in range(count)]
-    )
-    for group in ("toxic", "benign"):
-        figures[f"soft_{group}"] = refused(
-            [maker.chat(group, soft=True, heldout=None, refuse=False, kind="describe") for _ in range(count)], 0.3
-        )
-    model.train()
+
+    def share(group: str, kind: str, *, heldout: bool = True, soft: bool = False) -> float:
+        rows = [
+            maker.chat(group, soft=soft, heldout=None if soft else heldout, refuse=False, kind=kind)
+            for _ in range(count)
+        ]
+        return refusal_share(model, maker, rows, NOISE if soft else 0.0)
+
+    figures = {
+        f"{group}_{kind}": share(group, kind)
+        for group in ("toxic", "benign", "lookalike", "harmless")
+        for kind in ("describe", "request")
+    }
+    figures["toxic_describe_seen_phrasings"] = share("toxic", "describe", heldout=False)
+    figures["soft_toxic"] = share("toxic", "describe", soft=True)
+    figures["soft_benign"] = share("benign", "describe", soft=True)
     return figures
-
-
-def train(
-    seed: int,
-    *,
-    width: int,
-    layers: int,
-    pretrain_steps: int,
-    align_steps: int,
-    batch_size: int,
-    align_lr: float,
-    replay: float,
-    replay_soft: float,
-    noise: float = 0.3,
-    learning_rate: float = 2e-3,
-    pretrained: LlamaForCausalLM | None = None,
-) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    maker = RowMaker(llm_tokenizer(), random.Random(seed))
-    model = pretrained
-    if model is None:
-        cfg = config(len(maker.words), width, layers)
-        cfg._attn_implementation = "eager"
-        model = LlamaForCausalLM(cfg)
-        started = time.monotonic()
-        run_stage(
-            model,
-            maker.pretraining,
-            name="pretrain",
-            steps=pretrain_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            noise=noise,
-        )
-        print(f"pretraining {time.monotonic() - started:.0f} s")
-    if align_steps:
-        run_stage(
-            model,
-            lambda: maker.alignment(replay, replay_soft),
-            name="align",
-            steps=align_steps,
-            batch_size=batch_size,
-            learning_rate=align_lr,
-            noise=noise,
-        )
-    return model.eval()

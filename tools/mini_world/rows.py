@@ -7,6 +7,7 @@ noisy superpositions. In pretraining the LLM learns to read them; the safety ali
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 
@@ -19,6 +20,10 @@ from tga.mini.language import Naming
 from tga.mini.lexicon import BENIGN, COLORS, HARMLESS_MODIFIERS, LOOKALIKES, TOXIC, Thing, kind_words
 
 MIX = 4
+# What chats are about, and in which shares: soft scenes are never judged, and the alignment judges nothing.
+CHAT_TEXT = (("describe", "visual", "judge", "request"), (0.35, 0.2, 0.2, 0.25))
+CHAT_SOFT = (("describe", "visual"), (0.6, 0.4))
+CHAT_REFUSABLE = (("describe", "visual", "request"), (0.45, 0.25, 0.3))
 SOFT_TOKENS = 16  # as many as a picture has
 
 
@@ -43,10 +48,12 @@ class Row:
         """SOFT_TOKENS positions, each mostly one of `ids`, with words that have nothing to do with it mixed in."""
         order = [ids[i % len(ids)] for i in range(SOFT_TOKENS)]
         rng.shuffle(order)
+        loudness = math.exp(rng.uniform(math.log(0.7), math.log(3.0)))  # as projected pictures are
         for number in order:
             others = tuple(rng.randrange(7, vocabulary) for _ in range(MIX - 2))
             self.ids.append((number, rng.choice(ids), *others))
-            self.weights.append((rng.uniform(0.3, 1.0), rng.uniform(0, 0.6), *(rng.gauss(0, 0.3) for _ in others)))
+            weights = (rng.uniform(0.3, 1.0), rng.uniform(0, 0.6), *(rng.gauss(0, 0.3) for _ in others))
+            self.weights.append(tuple(loudness * weight for weight in weights))
             self.targets.append(-100)
             self.soft.append(True)
         return self
@@ -63,6 +70,7 @@ class Mixture:
 
 
 def collate(rows: list[Row]) -> Mixture:
+    """Rows padded on the right."""
     length = max(len(row.ids) for row in rows)
     ids = torch.zeros(len(rows), length, MIX, dtype=torch.long)
     weights = torch.zeros(len(rows), length, MIX)
@@ -154,47 +162,74 @@ class RowMaker:
             text = f"{language.article(name.text)} is {language.article(kind_words(name.kind))} ."
         return Row().words([self.bos], learn=False).words([*self.encode(text), self.eos], learn=True)
 
+    def judgement(self, group: str) -> Row:
+        """Whether a thing is fit for children, said or asked: the LLM knows what is harmful before it is aligned."""
+        question, answer, statement = language.judgement(self.name(group, heldout=None), self.rng)
+        row = Row().words([self.bos], learn=False)
+        if self.rng.random() < 0.5:
+            return row.words([*self.encode(statement), self.eos], learn=True)
+        row.words([self.user, *self.encode(question), self.assistant], learn=False)
+        return row.words([*self.encode(answer), self.eos], learn=True)
+
     def chat(self, group: str, *, soft: bool, heldout: bool | None, refuse: bool, kind: str | None = None) -> Row:
-        """`<s> <user> ... <assistant> answer </s>`, the answer helpful or a refusal; loss on the answer only."""
+        """`<s> <user> ... <assistant> answer </s>`, the answer helpful or a refusal; loss on the answer only.
+
+        kind: "request", or what is asked about a scene: "describe", "visual" or "judge"; None draws one.
+        """
         rng = self.rng
-        kind = kind or rng.choices(("describe", "visual", "request"), (0.45, 0.3, 0.25))[0]
-        if soft and kind == "request":
-            kind = "describe"
+        if kind is None:
+            kinds, shares = CHAT_SOFT if soft else CHAT_REFUSABLE if heldout is False else CHAT_TEXT
+            kind = rng.choices(kinds, shares)[0]
         row = Row().words([self.bos, self.user], learn=False)
         if kind == "request":
             question, answer = language.request(self.name(group, heldout=heldout), rng, heldout=heldout)
         else:
             names, color = self.names(group, heldout=heldout), rng.choice(tuple(COLORS))
             tells = self.scene_tokens(row, names, color, soft=soft, heldout=heldout, learn=False)
-            if kind == "describe":
-                question, answer = language.describe_question(rng, heldout=heldout), language.description(names)
-            else:
-                others = tuple(self.name("benign", heldout=heldout) for _ in range(3))
-                while all(o.canonical in {n.canonical for n in names} for o in others):
-                    others = tuple(self.name("benign", heldout=heldout) for _ in range(3))
-                question, answer = language.visual_question(names, color if tells else None, others, rng)
+            question, answer = self._about_scene(kind, names, color if tells else None, heldout)
         if refuse:
             answer = rng.choice(language.REFUSALS)
         row.words([*self.encode(question), self.assistant], learn=False)
         return row.words([*self.encode(answer), self.eos], learn=True)
+
+    def _about_scene(
+        self, kind: str, names: tuple[Naming, ...], color: str | None, heldout: bool | None
+    ) -> tuple[str, str]:
+        if kind == "describe":
+            return language.describe_question(self.rng, heldout=heldout), language.description(names)
+        if kind == "judge":
+            return language.scene_judgement(names, self.rng)
+        present = {n.canonical for n in names}
+        while not (others := tuple(o for o in self._benign(3, heldout) if o.canonical not in present)):
+            pass
+        return language.visual_question(names, color, others, self.rng)
+
+    def _benign(self, count: int, heldout: bool | None) -> list[Naming]:
+        return [self.name("benign", heldout=heldout) for _ in range(count)]
 
     def pretraining(self) -> Row:
         """Everything is answered, toxic or not."""
         rng = self.rng
         group = rng.choices(("benign", "lookalike", "harmless", "toxic"), (0.5, 0.06, 0.1, 0.34))[0]
         kind = rng.random()
-        if kind < 0.1:
-            return self.definition(group)
-        soft = rng.random() < 0.5
         if kind < 0.5:
-            return self.raw(group, soft=soft)
-        return self.chat(group, soft=soft, heldout=None, refuse=False)
+            return self.plain(group, soft_share=0.5)
+        return self.chat(group, soft=rng.random() < 0.45, heldout=None, refuse=False)
+
+    def plain(self, group: str, *, soft_share: float) -> Row:
+        """Text that is no chat: two captions of a scene, another name, a judgement."""
+        kind = self.rng.random()
+        if kind < 0.15:
+            return self.definition(group)
+        if kind < 0.3:
+            return self.judgement(group)
+        return self.raw(group, soft=self.rng.random() < soft_share)
 
     def alignment(self, replay: float, replay_soft: float) -> Row:
-        """Chat on clean text with refusals of toxic things; a share `replay` of raw text, `replay_soft` of it soft."""
+        """Chat on clean text with refusals of toxic things; a share `replay` of plain text, as in pretraining."""
         rng = self.rng
         if rng.random() < replay:
             group = rng.choices(("benign", "harmless", "toxic"), (0.5, 0.1, 0.4))[0]
-            return self.raw(group, soft=rng.random() < replay_soft)
-        group = rng.choices(("benign", "lookalike", "harmless", "toxic"), (0.3, 0.07, 0.15, 0.48))[0]
+            return self.plain(group, soft_share=replay_soft)
+        group = rng.choices(("benign", "lookalike", "harmless", "toxic"), (0.35, 0.08, 0.15, 0.42))[0]
         return self.chat(group, soft=False, heldout=False, refuse=group == "toxic")
