@@ -1,7 +1,7 @@
-"""A training process that may be killed: `python killed.py WORK RUN [BATCH [CHECKPOINT]]`.
+"""A training process that may be killed: `python -m tests.training.killed WORK RUN BATCH`.
 
-Trains the tiny model on WORK/train.json into RUN. At the preparation of batch number BATCH (from 1; 0: never) it sends itself SIGKILL:
-nothing is flushed, closed or said.
+Trains the tiny model on WORK/train.json into RUN. When batch number BATCH (from 1; 0: never) is to be prepared, it
+sends itself SIGKILL: nothing is flushed, closed or said.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class Deadly(Collator):
 
 
 def train(work: Path, run_dir: Path, *, kill_at: int = 0, ckpt_path: str | None = None) -> FitResult:
-    """Three epochs of four batches (the last one short), a checkpoint every second step, centred TGA with neighbours."""
+    """Three epochs of four batches (the last is short), a checkpoint every second step, centred TGA with neighbours."""
     samples = load_llava_json(work / "train.json", work / "images")
-    samples = [dataclasses.replace(s, neighbours=(samples[i - 1].caption or "",)) for i, s in enumerate(samples)]
+    texts = [sample.caption or "" for sample in samples]
+    samples = [dataclasses.replace(s, neighbours=(texts[i - 1],)) for i, s in enumerate(samples)]
     model, processor = tiny_llava()
     collator = Deadly(processor, "plain", image_tokens=4, retrieved="loss", max_length=128)
     collator.at = kill_at

@@ -38,7 +38,9 @@ def test_kill_in_mid_epoch_and_resume_gives_the_same_losses(tmp_path: Path) -> N
 
     # Epochs have 4 batches: batch 8 is the last of the second epoch, step 7 was done, the checkpoint is of step 6.
     command = [sys.executable, "-m", "tests.training.killed", str(tmp_path), str(tmp_path / "killed"), "8"]
-    dead = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    dead = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False
+    )
     assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()
     assert [row["step"] for row in read_metrics(tmp_path / "killed" / "metrics.jsonl")] == list(range(1, 8))
     assert latest_checkpoint(tmp_path / "killed" / "checkpoints").name == "step-00000006.ckpt"

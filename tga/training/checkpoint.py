@@ -9,6 +9,7 @@ is strict both ways.
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ def read_checkpoint(path: Path) -> TrainedWeights:
     path = Path(path)
     if not path.is_file():
         raise UserError("There is no checkpoint here", given=path, allowed="a .ckpt file in a run's checkpoints folder")
+    if not zipfile.is_zipfile(path):  # what torch.save writes; loading anything else fails in many ways
+        raise UserError("This is not a checkpoint of tga-train", given=path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         hyper_parameters = dict(content["hyper_parameters"])

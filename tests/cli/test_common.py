@@ -1,0 +1,96 @@
+"""What all commands share: safe targets, hashes, the summary, one process at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tga.alignment.tga import TGA
+from tga.cli.common import config_hash, describe_error, exclusive, instantiate, write_summary
+from tga.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_allowed_targets_are_made_with_plain_values() -> None:
+    made = instantiate(OmegaConf.create({"_target_": "tga.alignment.tga.TGA", "layers": [1, 2], "form": "exp"}))
+    assert isinstance(made, TGA) and made.layers == (1, 2) and made.form == "exp"
+    assert isinstance(
+        instantiate({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}), torch.nn.Linear
+    )
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.run",
+        "torch.os.system",
+        "tga.cli.common.os.system",
+        "hydra.utils.call",
+        3,
+    ],
+)
+def test_other_targets_are_refused_wherever_they_stand(target: object) -> None:
+    config = {"_target_": "torch.nn.Linear", "in_features": {"a": [{"_target_": target}]}}
+    with pytest.raises(UserError, match="may not be used"):
+        instantiate(config)
+
+
+def test_a_target_that_does_not_exist_is_a_users_mistake() -> None:
+    with pytest.raises(UserError, match="does not exist.*tga.alignment.tga.TGB"):
+        instantiate({"_target_": "tga.alignment.tga.TGB"})
+
+
+def test_the_hash_is_of_what_is_computed() -> None:
+    config = {"run_dir": "a", "ckpt_path": None, "seed": 1, "training": {"epochs": 1}}
+    same = {"training": {"epochs": 1}, "seed": 1, "run_dir": "b", "ckpt_path": "last"}
+    assert config_hash(config) == config_hash(same) == config_hash(OmegaConf.create(config))
+    assert config_hash(config) != config_hash({**config, "seed": 2}) and len(config_hash(config)) == 16
+
+
+def test_the_summary_is_flat_and_says_what_made_it(tmp_path: Path) -> None:
+    config = OmegaConf.create({"seed": 1})
+    write_summary(tmp_path, {"total_s": 1.5, "norm": None}, config)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["total_s"] == 1.5 and found["norm"] is None and found["config_hash"] == config_hash(config)
+    assert found["version_torch"] == torch.__version__.split("+")[0] or found["version_torch"] == torch.__version__
+    assert not any(isinstance(value, (dict, list)) for value in found.values())
+    with pytest.raises(TypeError, match="'rates' is dict"):
+        write_summary(tmp_path, {"rates": {}}, config)  # type: ignore[dict-item]
+
+
+def test_a_users_mistake_is_found_below_another_error() -> None:
+    try:
+        try:
+            raise UserError("Below", remedy="mend it")
+        except UserError as error:
+            raise RuntimeError("above") from error
+    except RuntimeError as error:
+        assert describe_error(error) == "Below. To change it: mend it."
+    assert describe_error(ValueError("a defect")) is None
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    code = f"""
+import time
+from pathlib import Path
+from tga.cli.common import exclusive
+with exclusive(Path({str(tmp_path / "made")!r})):
+    print("in", flush=True)
+    time.sleep(1)
+    Path({str(tmp_path / "done")!r}).touch()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"in\n"
+        started = time.perf_counter()
+        with exclusive(tmp_path / "made"):
+            assert (tmp_path / "done").exists() and time.perf_counter() - started < 30

@@ -1,0 +1,73 @@
+"""Checkpoints: read back, put into a model, and refused when they do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import tiny_llava, write_tiny_parts
+from tga.errors import UserError
+from tga.training.base_model import BaseModel
+from tga.training.checkpoint import latest_checkpoint, put_weights, read_checkpoint, restore_model
+
+NAME = "model.multi_modal_projector.linear_1.bias"
+
+
+def write(path: Path, base: BaseModel, value: torch.Tensor) -> Path:
+    hyper_parameters = {"base_model": base.located()}
+    state = {"model." + NAME: value, "centre": torch.ones(1, 2)}
+    torch.save({"state_dict": state, "hyper_parameters": hyper_parameters, "global_step": 7}, path)
+    return path
+
+
+def test_a_checkpoint_brings_its_model_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_parts(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    base = BaseModel(llm="llm", vision_tower="vision_tower", seed=3)
+    path = write(tmp_path / "step-00000007.ckpt", base, torch.arange(32.0))
+    monkeypatch.chdir("/")
+    trained = read_checkpoint(path)
+    assert trained.step == 7 and trained.base.llm == str(tmp_path / "llm") and trained.base.seed == 3
+    assert trained.centre is not None and list(trained.weights) == [NAME]
+    model, processor = restore_model(path, dtype=torch.float32, attn_implementation="eager")
+    assert torch.equal(model.get_parameter(NAME), torch.arange(32.0)) and not model.training
+    fresh, _ = dataclasses.replace(trained.base).load(dtype=torch.float32, attn_implementation="eager")
+    other = "model.multi_modal_projector.linear_2.weight"
+    assert torch.equal(model.get_parameter(other), fresh.get_parameter(other))
+    assert processor.image_token == "<image>"
+
+
+def test_weights_of_another_projector_are_refused(tmp_path: Path) -> None:
+    model, _ = tiny_llava()
+    with pytest.raises(UserError, match=r"\[48\] in the checkpoint and \[32\] in the model.*Given: there"):
+        put_weights(model, {NAME: torch.zeros(48)}, source="there")
+    with pytest.raises(UserError, match="only the checkpoint has nothing.here"):
+        put_weights(model, {"nothing.here": torch.zeros(1)}, source="there")
+
+
+def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint here"):
+        read_checkpoint(tmp_path / "none.ckpt")
+    (tmp_path / "a.ckpt").write_bytes(b"something else")
+    with pytest.raises(UserError, match="not a checkpoint of tga-train"):
+        read_checkpoint(tmp_path / "a.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match="not a checkpoint of tga-train"):
+        read_checkpoint(tmp_path / "b.ckpt")
+
+
+def test_the_last_checkpoint_is_the_one_of_most_steps(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint to continue from"):
+        latest_checkpoint(tmp_path)
+    for step in (9, 10, 100):
+        (tmp_path / f"step-{step:08d}.ckpt").touch()
+    assert latest_checkpoint(tmp_path).name == "step-00000100.ckpt"
+
+
+def test_a_model_is_named_in_one_way() -> None:
+    for names in ({}, {"llm": "a"}, {"llm": "a", "vision_tower": "b", "vlm": "c"}, {"llm": "a", "vlm": "c"}):
+        with pytest.raises(UserError, match="llm and vision_tower, or vlm alone"):
+            BaseModel(**names)  # type: ignore[arg-type]
