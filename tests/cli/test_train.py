@@ -143,6 +143,8 @@ def test_fast_dev_run_takes_two_steps(world: Path, monkeypatch: pytest.MonkeyPat
         (["model.llm=elsewhere"], ["elsewhere"]),
         (["model.dtype=float16"], ["float16", "bfloat16"]),
         (["model.train=[nose]"], ["nose", "projector"]),
+        (["+training.speed=9"], ["speed", "learning_rate"]),
+        (["model.calibration={eps: 0.1}"], ["output_std_ratio"]),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_message_and_nothing_is_written(

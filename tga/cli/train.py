@@ -10,7 +10,7 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,26 +21,24 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from tga.alignment.layers import resolve_layers
 from tga.alignment.objective import Objective
 from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
 from tga.cli.common import config_hash, exclusive, hydra_command, instantiate, plain, start_run, write_summary
-from tga.data.collate import RETRIEVED, Collator
+from tga.cli.train_config import DTYPES, build_objectives, check_choices, projector_calibration, train_settings
+from tga.data.collate import Collator
 from tga.data.llava_json import load_llava_json, with_neighbours
 from tga.data.sample import Sample
-from tga.errors import UserError
 from tga.evaluation.suite import Metric, evaluate, metrics_from_config, read_metric_questions
-from tga.export.run import FORMATS, card_of, export_source
+from tga.export.run import card_of, export_source
 from tga.export.source import source_from_checkpoint
 from tga.resources import peak_rss_mib
 from tga.training.base_model import BaseModel
 from tga.training.callbacks import terminal
 from tga.training.run import fit
-from tga.training.settings import Calibration, FitResult, TrainSettings
+from tga.training.settings import FitResult
 from tga.vlm.families import Family, family_of, num_layers
 from tga.vlm.image_tokens import check_image_tokens
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BASE_FIELDS = tuple(field.name for field in dataclasses.fields(BaseModel))
 
 
@@ -77,8 +75,8 @@ def main(config: DictConfig) -> Path:
     """Run all stages; returns the run directory."""
     started, watch, console = time.perf_counter(), Stopwatch(), terminal()
     values = plain(config)
-    settings, calibration = TrainSettings(**values["training"]), _calibration(values["model"])
-    _check_choices(values)
+    check_choices(values)
+    settings, calibration = train_settings(values["training"]), projector_calibration(values["model"]["calibration"])
     with watch.stage("prepare"):
         _prepare(config)
     with watch.stage("load"):
@@ -136,52 +134,12 @@ def _load(values: Mapping[str, Any]) -> Loaded:
     return Loaded(base, model, processor, family, objectives, metrics, samples, collator)
 
 
-def _check_choices(values: Mapping[str, Any]) -> None:
-    """Refuse words that are no option, before anything is loaded."""
-    options: list[tuple[str, Any, Sequence[Any]]] = [
-        ("model.dtype", values["model"]["dtype"], list(DTYPES)),
-        ("model.attn_implementation", values["model"]["attn_implementation"], ["sdpa", "eager"]),
-        ("alignment.retrieved", values["alignment"]["retrieved"], RETRIEVED),
-        ("export", values["export"], [*FORMATS, None]),
-    ]
-    for name, given, allowed in options:
-        if given not in allowed:
-            listed = ", ".join("null" if option is None else str(option) for option in allowed)
-            raise UserError(f"{name} has no such option", given=given, allowed=listed, remedy=f"{name}=...")
-    data = values["data"]
-    if data["captions"] is not None and data["index_dir"] is None:
-        raise UserError("data.captions needs a place for its index", remedy="data.index_dir=DIRECTORY")
-    if values["alignment"]["retrieved"] != "none" and data["captions"] is None and data["neighbours"] is None:
-        remedy = "data.captions=PATH data.index_dir=DIRECTORY, or data.neighbours=PATH, or alignment.retrieved=none"
-        raise UserError(
-            "This method takes retrieved texts, and there is nowhere to take them from",
-            given=f"alignment={values['alignment']['name']}, retrieved={values['alignment']['retrieved']}",
-            remedy=remedy,
-        )
-
-
-def _calibration(model: Mapping[str, Any]) -> Calibration | None:
-    return None if model["calibration"] is None else Calibration(**model["calibration"])
-
-
 def _prepare(config: DictConfig) -> None:
     """Call `prepare._target_` where there is one: a function of `root` that skips what is complete."""
     if config.prepare.get("_target_") is None:
         return
     with exclusive(Path(config.prepare.root).absolute()):
         instantiate(config.prepare)
-
-
-def build_objectives(alignment: Mapping[str, Any], layers: int) -> list[Objective]:
-    """The objectives of an alignment config; their layer numbers are resolved against the `layers` of the model.
-
-    Raises:
-        UserError: layers outside of 0..L, or a target that may not be used.
-    """
-    return [
-        instantiate({**target, "layers": resolve_layers(target["layers"], layers)})
-        for target in alignment["objectives"]
-    ]
 
 
 def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Metric]:

@@ -1,0 +1,79 @@
+"""From the config of tga-train to the values that the library takes, with one message where they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tga.alignment.layers import resolve_layers
+from tga.alignment.objective import Objective
+from tga.cli.common import instantiate
+from tga.data.collate import RETRIEVED
+from tga.errors import UserError
+from tga.export.run import FORMATS
+from tga.training.settings import Calibration, TrainSettings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def check_choices(values: Mapping[str, Any]) -> None:
+    """Refuse words that are no option, and a method without its data, before anything is loaded.
+
+    Raises:
+        UserError: the first such mistake.
+    """
+    options: list[tuple[str, Any, Sequence[Any]]] = [
+        ("model.dtype", values["model"]["dtype"], list(DTYPES)),
+        ("model.attn_implementation", values["model"]["attn_implementation"], ["sdpa", "eager"]),
+        ("alignment.retrieved", values["alignment"]["retrieved"], RETRIEVED),
+        ("export", values["export"], [*FORMATS, None]),
+    ]
+    for name, given, allowed in options:
+        if given not in allowed:
+            listed = ", ".join("null" if option is None else str(option) for option in allowed)
+            raise UserError(f"{name} has no such option", given=given, allowed=listed, remedy=f"{name}=...")
+    data = values["data"]
+    if data["captions"] is not None and data["index_dir"] is None:
+        raise UserError("data.captions needs a place for its index", remedy="data.index_dir=DIRECTORY")
+    if values["alignment"]["retrieved"] != "none" and data["captions"] is None and data["neighbours"] is None:
+        remedy = "data.captions=PATH data.index_dir=DIRECTORY, or data.neighbours=PATH, or alignment.retrieved=none"
+        raise UserError(
+            "This method takes retrieved texts, and there is nowhere to take them from",
+            given=f"alignment={values['alignment']['name']}, retrieved={values['alignment']['retrieved']}",
+            remedy=remedy,
+        )
+
+
+def train_settings(training: Mapping[str, Any]) -> TrainSettings:
+    """The group `training` as settings; UserError for a key or value that they do not have."""
+    _check_keys("training", training, set(TrainSettings.__dataclass_fields__), required=set())
+    return TrainSettings(**training)
+
+
+def projector_calibration(calibration: Mapping[str, Any] | None) -> Calibration | None:
+    """`model.calibration`, None where the projector starts at random; UserError for missing or unknown keys."""
+    if calibration is None:
+        return None
+    known = set(Calibration.__dataclass_fields__)
+    _check_keys("model.calibration", calibration, known, required=known - {"images"})
+    return Calibration(**calibration)
+
+
+def _check_keys(group: str, values: Mapping[str, Any], known: set[str], *, required: set[str]) -> None:
+    if set(values) - known or required - set(values):
+        problem, allowed = f"{group} does not have the keys it takes", sorted(known)
+        raise UserError(problem, given=sorted(values), allowed=allowed, remedy=f"{group}.KEY=VALUE")
+
+
+def build_objectives(alignment: Mapping[str, Any], layers: int) -> list[Objective]:
+    """The objectives of an alignment config; their layer numbers are resolved against the `layers` of the model.
+
+    Raises:
+        UserError: layers outside of 0..L, or a target that may not be used.
+    """
+    return [
+        instantiate({**target, "layers": resolve_layers(target["layers"], layers)})
+        for target in alignment["objectives"]
+    ]
