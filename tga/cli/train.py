@@ -103,7 +103,7 @@ def main(config: DictConfig) -> Path:
             console=console,
         )
     with watch.stage("evaluate"):
-        measured = _evaluate(loaded, values["evaluation"], run_dir)
+        measured = _evaluate(loaded, values["evaluation"], run_dir, result.device)
     del loaded  # the export loads the checkpoint anew, which also proves that it holds everything
     with watch.stage("export"):
         exported = _export(result, values, run_dir, measured)
@@ -208,10 +208,10 @@ def _training_summary(result: FitResult, values: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _evaluate(loaded: Loaded, evaluation: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
+def _evaluate(loaded: Loaded, evaluation: Mapping[str, Any], run_dir: Path, device: torch.device) -> dict[str, float]:
     if not loaded.metrics:
         return {}
-    loaded.model.eval()
+    loaded.model.to(device).eval()
     options = {key: value for key, value in evaluation.items() if key not in ("root", "metrics")}
     name = run_dir.name
     with torch.inference_mode():

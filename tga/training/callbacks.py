@@ -61,10 +61,11 @@ class MetricsFile(lightning.Callback):
 
     def __init__(self, path: Path, throughput: Throughput, *, every: int) -> None:
         self.path, self.throughput, self.every = Path(path), throughput, every
-        self._written = -1
+        self._written = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Drop rows of steps that will be done again, and a last row that a kill cut short."""
+        self._written = trainer.global_step  # batches that only accumulate belong to a step to come
         kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
         with atomic_path(self.path) as path:
             path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")

@@ -81,7 +81,7 @@ def fit(
     module = _module(model, family, objectives, settings, data, centre, hyper_parameters)
     with _quiet_trainer():
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
-    return _result(module, trainer, throughput, run_dir)
+    return _result(module, trainer, throughput, run_dir, device)
 
 
 @contextmanager
@@ -258,7 +258,9 @@ def _module(
     )
 
 
-def _result(module: AlignmentModule, trainer: lightning.Trainer, throughput: Throughput, run_dir: Path) -> FitResult:
+def _result(
+    module: AlignmentModule, trainer: lightning.Trainer, throughput: Throughput, run_dir: Path, device: torch.device
+) -> FitResult:
     rows = read_metrics(run_dir / "metrics.jsonl")
     last = rows[-1] if rows else {}
     return FitResult(
@@ -270,4 +272,5 @@ def _result(module: AlignmentModule, trainer: lightning.Trainer, throughput: Thr
         guide_gradient_norm=float(last.get("guide_gradient_norm", math.nan)),
         losses={name: value for name, value in last.items() if name.startswith("loss")},
         trainable_parameters=sum(p.numel() for p in trainable_parameters(module.model).values()),
+        device=device,
     )

@@ -25,11 +25,12 @@ class SaveCheckpoints(lightning.Callback):
 
     def __init__(self, directory: Path, *, every_steps: int, keep: int) -> None:
         self.directory, self.every_steps, self.keep = Path(directory), every_steps, keep
-        self._saved_at = -1
+        self._saved_at = 0
         self._restored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Put the random generators back, late: building the trainer and the loader may draw from them."""
+        self._saved_at = trainer.global_step
         if self._restored is not None:
             _restore_random_state(self._restored)
 
@@ -39,7 +40,7 @@ class SaveCheckpoints(lightning.Callback):
         """Save when it is time, once per optimiser step; always at the last one."""
         step = trainer.global_step
         last = trainer.is_last_batch
-        if step != self._saved_at and step > 0 and (last or (self.every_steps and step % self.every_steps == 0)):
+        if step != self._saved_at and (last or (self.every_steps and step % self.every_steps == 0)):
             self._save(trainer, step)
 
     def _save(self, trainer: lightning.Trainer, step: int) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tga.errors import UserError
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -84,6 +86,7 @@ class FitResult:
         guide_gradient_norm: the objectives' gradient with respect to what trains, at the last measurement; NaN
             without objectives.
         losses: the terms of the last step.
+        device: where the training ran; the trainer has moved the model back to the CPU since.
     """
 
     checkpoint: Path
@@ -94,3 +97,4 @@ class FitResult:
     guide_gradient_norm: float
     losses: dict[str, float]
     trainable_parameters: int
+    device: torch.device
