@@ -1,4 +1,4 @@
-"""The one sample type that every data source yields: a conversation, at most one picture, its caption and its neighbours."""
+"""The one sample type of every data source: a conversation, at most one picture, its caption and its neighbours."""
 
 from __future__ import annotations
 
