@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tga.alignment.tga import TGA
-from tga.cli.common import config_hash, describe_error, exclusive, instantiate, write_summary
+from tga.cli.common import config_hash, describe_error, exclusive, hydra_command, instantiate, write_summary
 from tga.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +77,35 @@ def test_a_users_mistake_is_found_below_another_error() -> None:
     except RuntimeError as error:
         assert describe_error(error) == "Below. To change it: mend it."
     assert describe_error(ValueError("a defect")) is None
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, error: Exception, *arguments: str) -> None:
+    """Call a command with the config of tga-export whose work ends in `error`."""
+
+    @hydra_command("export")
+    def command(config: DictConfig) -> Path:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["a-command", *arguments])
+    command()
+
+
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_command(monkeypatch, UserError("Wrong", given=3, remedy="name=4"), "name=3")
+    assert end.value.code == 1
+    shown = capsys.readouterr()
+    assert shown.err == "Error: Wrong. Given: 3. To change it: name=4.\n" and shown.out == ""
+
+
+def test_a_defect_and_a_wanted_traceback_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(monkeypatch, ZeroDivisionError())
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UserError, match="Wrong"):
+        run_command(monkeypatch, UserError("Wrong"))
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

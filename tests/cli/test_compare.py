@@ -133,9 +133,8 @@ def test_mistakes_are_one_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert call(monkeypatch, tmp_path, *PARTS, *arguments, "run_dir=out") == 1
-    captured = capsys.readouterr().err.strip()
-    message = captured.splitlines()[-1]
-    assert message.startswith("Error: ") and "Traceback" not in captured
+    message = capsys.readouterr().err
+    assert message.startswith("Error: ") and message.count("\n") == 1, message
     assert all(part in message for part in parts), message
     assert runs == [] and not (tmp_path / "out").exists()
 
@@ -145,7 +144,9 @@ def test_failed_runs_fail_the_command_and_name_their_log(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "false")  # the program that fails
     assert call(monkeypatch, tmp_path, *PARTS, "methods=[baseline]", "seeds=[0,1]", "run_dir=out") == 1
-    message = capsys.readouterr().err.strip().splitlines()[-1]
+    captured = capsys.readouterr().err.strip()
+    message = captured.splitlines()[-1]
+    assert captured.count("Error") == 1 and message.startswith("Error: ")
     assert "2 of 2 runs failed" in message and str(tmp_path / "out" / "runs" / "baseline-seed0" / "run.log") in message
     assert not (tmp_path / "out" / "summary.json").exists()
 

@@ -92,8 +92,7 @@ def test_mistakes_are_one_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert call(monkeypatch, world, *arguments, "run_dir=out") == 1
-    captured = capsys.readouterr().err.strip()
-    message = captured.splitlines()[-1]
-    assert message.startswith("Error: ") and "Traceback" not in captured
+    message = capsys.readouterr().err
+    assert message.startswith("Error: ") and message.count("\n") == 1, message
     assert all(part in message for part in parts), message
     assert not (world / "out" / "summary.json").exists()

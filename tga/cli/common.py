@@ -50,8 +50,9 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Path | N
     def decorate(command: Callable[[DictConfig], Path | None]) -> Callable[[], None]:
         @functools.wraps(command)
         def task(config: DictConfig) -> None:
-            _refuse_missing_values(config)
-            output = command(config)
+            with _past_hydra():
+                _refuse_missing_values(config)
+                output = command(config)
             if output is not None:
                 print(f"Output directory: {output}", flush=True)
 
@@ -66,16 +67,35 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Path | N
             except KeyboardInterrupt:
                 print("Interrupted.", file=sys.stderr)
                 sys.exit(130)
-            except Exception as error:
+            except (Exception, _Mistake) as stopped:
+                error = stopped.error if isinstance(stopped, _Mistake) else stopped
                 message = describe_error(error)
                 if message is None or traceback_wanted:
-                    raise
+                    raise error
                 print(f"Error: {message}", file=sys.stderr)
                 sys.exit(1)
 
         return entry
 
     return decorate
+
+
+class _Mistake(BaseException):
+    """Carries a user's mistake out of a job: for every `Exception` there, Hydra prints a line of its own on stderr."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def _past_hydra() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if describe_error(error) is None:
+            raise
+        raise _Mistake(error) from error
 
 
 def describe_error(error: BaseException) -> str | None:
@@ -88,7 +108,7 @@ def describe_error(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException):
         return str(_unknown_config(error))
     if isinstance(error, OverrideParseException):
-        problem = UserError("An override cannot be read", given=error.override, remedy="write key=value; see --help")
+        problem = UserError("An override cannot be read", given=error.override, remedy="write KEY=VALUE; see --help")
         return str(problem)
     if isinstance(error, (ConfigCompositionException, OmegaConfBaseException)):
         parts = [str(error)] + ([str(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else [])
