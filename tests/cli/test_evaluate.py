@@ -44,9 +44,7 @@ METRICS = [
 ]
 
 
-def test_models_side_by_side(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_models_side_by_side(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["evaluation.root=.", *METRICS, "evaluation.max_new_tokens=4", "run_dir=out"]
     code = call(monkeypatch, world, "models={one: vlm, two: vlm}", *arguments)
     captured = capsys.readouterr()

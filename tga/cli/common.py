@@ -71,7 +71,7 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Path | N
                 error = stopped.error if isinstance(stopped, _Mistake) else stopped
                 message = describe_error(error)
                 if message is None or traceback_wanted:
-                    raise error
+                    raise error from error.__cause__
                 print(f"Error: {message}", file=sys.stderr)
                 sys.exit(1)
 
