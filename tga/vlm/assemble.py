@@ -96,24 +96,24 @@ def load_llava(
     Raises:
         UserError: it does not exist, is no LLaVA model, or lacks weights.
     """
-    config = _pretrained(AutoConfig, path, "model.path")
+    config = _pretrained(AutoConfig, path, remedy="model.vlm=PATH")
     if config.model_type != "llava":
         raise UserError(
             "Not a LLaVA model in the Hugging Face layout",
             given=f"{path} with model_type {config.model_type!r}",
             allowed="model_type 'llava'",
-            remedy="model.path=... ; or model=llava_parts with an LLM and a vision tower",
+            remedy="model.vlm=PATH, or model=llava_parts with an LLM and a vision tower",
         )
     loaded, report = _pretrained(
         LlavaForConditionalGeneration,
         path,
-        "model.path",
+        remedy="model.vlm=PATH",
         dtype=dtype,
         attn_implementation=attn_implementation,
         output_loading_info=True,
     )
     _check_complete(path, report)
-    processor = _pretrained(LlavaProcessor, path, "model.path", backend=IMAGE_BACKEND)
+    processor = _pretrained(LlavaProcessor, path, remedy="model.vlm=PATH", backend=IMAGE_BACKEND)
     return loaded.eval(), processor
 
 
@@ -123,7 +123,7 @@ def _load_llm(
     model, report = _pretrained(
         AutoModelForCausalLM,
         path,
-        "model.llm",
+        remedy="model.llm=PATH",
         dtype=dtype,
         attn_implementation=attn_implementation,
         output_loading_info=True,
@@ -135,16 +135,16 @@ def _load_llm(
             f"The decoder of this language model is not laid out like Llama's: it lacks {', '.join(missing)}",
             given=f"{path} ({type(model).__name__})",
             allowed="Llama, Mistral, Qwen2 and their like",
-            remedy="model.llm=...",
+            remedy="model.llm=PATH",
         )
-    tokenizer = _pretrained(AutoTokenizer, path, "model.llm")
+    tokenizer = _pretrained(AutoTokenizer, path, remedy="model.llm=PATH")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return model, tokenizer
 
 
 def _load_vision_tower(path: str, dtype: torch.dtype, attn_implementation: str) -> tuple[CLIPVisionModel, Any]:
-    config = _pretrained(AutoConfig, path, "model.vision_tower")
+    config = _pretrained(AutoConfig, path, remedy="model.vision_tower=PATH")
     if config.model_type not in CLIP_TYPES:
         raise UserError(
             "Not a CLIP vision tower",
@@ -155,13 +155,13 @@ def _load_vision_tower(path: str, dtype: torch.dtype, attn_implementation: str) 
     model, report = _pretrained(
         CLIPVisionModel,
         path,
-        "model.vision_tower",
+        remedy="model.vision_tower=PATH",
         dtype=dtype,
         attn_implementation=attn_implementation,
         output_loading_info=True,
     )
     _check_complete(path, report)
-    return model, _pretrained(AutoImageProcessor, path, "model.vision_tower", backend=IMAGE_BACKEND)
+    return model, _pretrained(AutoImageProcessor, path, remedy="model.vision_tower=PATH", backend=IMAGE_BACKEND)
 
 
 def _check_features(vision: CLIPVisionModel, layer: int, strategy: str) -> None:
@@ -182,7 +182,7 @@ def _check_features(vision: CLIPVisionModel, layer: int, strategy: str) -> None:
         )
 
 
-def _pretrained(loader: Any, path: str, option: str, **arguments: Any) -> Any:
+def _pretrained(loader: Any, path: str, *, remedy: str, **arguments: Any) -> Any:
     try:
         return loader.from_pretrained(path, **arguments)
     except (OSError, ValueError) as error:
@@ -190,7 +190,7 @@ def _pretrained(loader: Any, path: str, option: str, **arguments: Any) -> Any:
             f"Cannot load {loader.__name__} from there: {str(error).strip().splitlines()[0]}",
             given=path,
             allowed="a directory in the Hugging Face layout, or a hub id when the hub can be reached",
-            remedy=f"{option}=...",
+            remedy=remedy,
         ) from error
 
 
@@ -204,6 +204,7 @@ def _check_complete(path: str, report: dict[str, Any]) -> None:
             "Weights that the model needs are not in the files, and would stay random",
             given=f"{path}: {shown}",
             allowed="files that hold every weight, in the shapes of config.json",
+            remedy="download or export the model again, complete",
         )
 
 

@@ -41,7 +41,7 @@ def calibrate_projector(
             "Whitening needs a bias in the projector's first layer",
             given="multimodal_projector_bias=false",
             allowed="multimodal_projector_bias=true",
-            remedy="model.calibrate=null leaves the random start",
+            remedy="model.calibration=null leaves the random start",
         )
     features = torch.cat([projector_inputs(model, family, part) for part in pixel_values.split(64)])
     _fold_whitening(first, features.flatten(0, 1), eps)

@@ -1,0 +1,67 @@
+"""What an error tells the user to set can be set: every `key=` of a remedy is a key of some command's config."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted(path for name in ("tga", "retrieval_index") for path in (ROOT / name).rglob("*.py"))
+COMMANDS = ("build_index", "train", "evaluate", "export", "compare")
+GROUPS = {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*") if path.is_dir()}
+KEY = re.compile(r"(?<![\w.(-])([a-z_]+(?:\.[a-z_0-9]+)*)=")
+NOT_OURS = {"use_fast"}  # an argument of transformers
+
+
+def keys_of(config: object, prefix: str = "") -> Iterator[str]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield f"{prefix}{key}"
+            yield from keys_of(value, f"{prefix}{key}.")
+
+
+@pytest.fixture(scope="module")
+def known() -> set[str]:
+    """Every key of every command, and the config groups."""
+    found = set(GROUPS)
+    GlobalHydra.instance().clear()
+    with initialize_config_module(config_module="tga.conf", version_base="1.3"):
+        for command in COMMANDS:
+            found.update(keys_of(OmegaConf.to_container(compose(command), resolve=False)))
+    return found
+
+
+def texts(node: ast.AST) -> Iterator[str]:
+    """Every literal text below a node; the filled-in parts of an f-string are left out."""
+    yield from (part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str))
+
+
+def named_keys(path: Path) -> set[str]:
+    """Keys in remedies, be they arguments or variables of that name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.keyword) and node.arg == "remedy":
+            said = texts(node.value)
+        elif isinstance(node, ast.Assign) and any(getattr(t, "id", "") == "remedy" for t in node.targets):
+            said = texts(node.value)
+        else:
+            continue
+        found.update(key for text in said for key in KEY.findall(text))
+    return found - NOT_OURS
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_remedies_name_keys_that_exist(path: Path, known: set[str]) -> None:
+    assert named_keys(path) <= known
+
+
+def test_keys_are_found_in_remedies() -> None:
+    assert {"model.vlm", "model.llm", "model.vision_tower", "model"} <= named_keys(ROOT / "tga/vlm/assemble.py")
+    assert named_keys(ROOT / "tga/vlm/projector_init.py") >= {"model.calibration"}
