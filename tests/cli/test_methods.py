@@ -1,0 +1,70 @@
+"""The configs of the group alignment, composed: what each method is, against the presets in code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from tga.alignment.layers import resolve_layers
+from tga.alignment.tga import TGA, located, paper, released
+from tga.cli.common import instantiate
+
+LAYERS = 32
+LOCATED = [10, 11, 12, 13, 14, 15, 16, 17, 18]
+COMMON = {
+    "layers": "all", "pair_weight": 1.0, "rank_weight": 1.0, "reduction": "mean", "form": "log",
+    "pair_schedule": "constant", "rank_schedule": "constant", "retrieved": "loss", "centred": False,
+}  # fmt: skip
+OWN: dict[str, dict[str, Any]] = {
+    "tga": {},
+    "tga_centred": {"centred": True},
+    "tga_located": {"layers": LOCATED},
+    "tga_paper": {"reduction": "sum", "retrieved": "prompt"},
+    "tga_released": {
+        "layers": LOCATED, "pair_weight": 0.25, "rank_weight": 0.1, "form": "exp", "pair_schedule": "linear_decay",
+        "rank_schedule": "quadratic_decay", "retrieved": "prompt",
+    },
+}  # fmt: skip
+PRESETS = {
+    "tga": TGA(tuple(range(1, LAYERS + 1))),
+    "tga_centred": TGA(tuple(range(1, LAYERS + 1))),
+    "tga_located": located(LOCATED),
+    "tga_paper": paper(LAYERS),
+    "tga_released": released(),
+}
+
+
+def alignment(method: str, *overrides: str) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    with initialize_config_module(config_module="tga.conf", version_base="1.3"):
+        config = compose("train", overrides=[f"alignment={method}", *overrides])
+    values = OmegaConf.to_container(config.alignment, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def objective(values: dict[str, Any]) -> TGA:
+    (target,) = values["objectives"]
+    return instantiate({**target, "layers": resolve_layers(target["layers"], LAYERS)})
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_a_method_is_what_its_name_says(method: str) -> None:
+    values = alignment(method)
+    made = objective(values)
+    del values["objectives"]
+    assert values == {"name": method, **COMMON, **OWN[method]}
+    assert vars(made) == vars(PRESETS[method])
+
+
+def test_an_override_reaches_the_objective() -> None:
+    made = objective(alignment("tga_released", "alignment.layers=[0,3]", "alignment.pair_weight=2"))
+    assert made.layers == (0, 3) and made.pair_weight == 2.0 and made.rank_weight == 0.1
+
+
+def test_the_baseline_has_no_objective() -> None:
+    assert alignment("baseline") == {"name": "baseline", "retrieved": "none", "centred": False, "objectives": []}
