@@ -13,7 +13,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tga.alignment.tga import TGA
-from tga.cli.common import config_hash, describe_error, exclusive, hydra_command, instantiate, write_summary
+from tga.cli import common
+from tga.cli.common import config_hash, describe_error, exclusive, hydra_command, instantiate, prepare, write_summary
 from tga.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,6 +107,18 @@ def test_a_defect_and_a_wanted_traceback_are_raised(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(UserError, match="Wrong"):
         run_command(monkeypatch, UserError("Wrong"))
+
+
+def test_what_a_run_reads_is_prepared_where_the_config_says_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[object] = []
+    monkeypatch.setattr(common, "instantiate", called.append)
+    prepare(OmegaConf.create({"prepare": {"_target_": None}}))
+    assert called == []
+    config = OmegaConf.create({"prepare": {"_target_": "tga.somewhere.make", "root": str(tmp_path / "made")}})
+    prepare(config)
+    assert called == [config.prepare] and (tmp_path / ".made.lock").is_file()
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

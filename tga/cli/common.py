@@ -211,6 +211,17 @@ def _check_target(target: Any) -> None:
         raise refused
 
 
+def prepare(config: DictConfig) -> None:
+    """Write what a run reads, where `config.prepare._target_` says how; one process at a time.
+
+    The target is a function of `root`, the directory that it fills, and skips what is complete.
+    """
+    if config.prepare.get("_target_") is None:
+        return
+    with exclusive(Path(config.prepare.root).absolute()):
+        instantiate(config.prepare)
+
+
 def start_run(config: DictConfig) -> Path:
     """Make `config.run_dir`, leave the resolved config there as config.yaml and return the directory (absolute)."""
     directory = Path(config.run_dir).absolute()

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tga.cli.common import exclusive, hydra_command, instantiate, plain, start_run, write_summary
+from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
 from tga.errors import UserError
 from tga.evaluation.models import check_models, load_model
 from tga.evaluation.report import Table, html_report, markdown, models_table, print_tables, write_text
@@ -39,7 +39,7 @@ def main(config: DictConfig) -> Path:
     check_models(models)
     if settings["metrics"] and settings["root"] is None:
         raise UserError("the evaluation's files have no root", given="null", remedy="evaluation.root=DIR")
-    _prepare(config)
+    prepare(config)
     metrics = metrics_from_config(settings["root"] or ".", settings["metrics"])
     questions = read_metric_questions(metrics, settings["limit"])
     run_dir = start_run(config)
@@ -62,13 +62,6 @@ def main(config: DictConfig) -> Path:
     summary["peak_rss_mib"] = round(peak_rss_mib(), 1)
     write_summary(run_dir, summary, config)
     return run_dir
-
-
-def _prepare(config: DictConfig) -> None:
-    """Write what the evaluation reads, where its config says how; a function of `root` that skips what is complete."""
-    if config.prepare.get("_target_") is not None:
-        with exclusive(Path(config.prepare.root).absolute()):
-            instantiate(config.prepare)
 
 
 def _summary(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from tga.alignment.objective import Objective
 from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
-from tga.cli.common import config_hash, exclusive, hydra_command, instantiate, plain, start_run, write_summary
+from tga.cli.common import config_hash, exclusive, hydra_command, plain, prepare, start_run, write_summary
 from tga.cli.train_config import DTYPES, build_objectives, check_choices, projector_calibration, train_settings
 from tga.data.collate import Collator
 from tga.data.llava_json import load_llava_json, with_neighbours
@@ -78,7 +78,7 @@ def main(config: DictConfig) -> Path:
     check_choices(values)
     settings, calibration = train_settings(values["training"]), projector_calibration(values["model"]["calibration"])
     with watch.stage("prepare"):
-        _prepare(config)
+        prepare(config)
     with watch.stage("load"):
         loaded = _load(values)
     samples = loaded.samples
@@ -132,14 +132,6 @@ def _load(values: Mapping[str, Any]) -> Loaded:
     )
     objectives = build_objectives(alignment, num_layers(model, family))
     return Loaded(base, model, processor, family, objectives, metrics, samples, collator)
-
-
-def _prepare(config: DictConfig) -> None:
-    """Call `prepare._target_` where there is one: a function of `root` that skips what is complete."""
-    if config.prepare.get("_target_") is None:
-        return
-    with exclusive(Path(config.prepare.root).absolute()):
-        instantiate(config.prepare)
 
 
 def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Metric]:
