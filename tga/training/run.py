@@ -122,11 +122,13 @@ def _prepare_model(model: Any, family: Family, settings: TrainSettings, train: S
     for parameter in trainable_parameters(model).values():
         parameter.data = parameter.data.float()
     if settings.gradient_checkpointing:
+        # 5.23 warns that this name goes in version 6; its successor, activation_checkpointing_enable, is not in 5.0.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # Checkpointing is active in train mode only; without dropout that mode computes the same.
         language_model = component(model, family.language_model).train()
         if any(isinstance(module, nn.Dropout) and module.p for module in language_model.modules()):
-            raise UserError("Gradient checkpointing needs a language model without dropout")
+            remedy = "training.gradient_checkpointing=false, or set the dropout in the model's config.json to 0"
+            raise UserError("Gradient checkpointing needs a language model without dropout", remedy=remedy)
 
 
 def _data(samples: Sequence[Sample], collator: Collator, settings: TrainSettings) -> SampleData:
