@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from tests.tiny_clip import random_captions, write_tiny_clip
 from tga.cli.train import main
 from tga.training.callbacks import read_metrics
 from tga.training.checkpoint import read_checkpoint
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "train.md"
 
 
 def call(monkeypatch: pytest.MonkeyPatch, directory: Path, *arguments: str) -> int:
@@ -73,6 +77,9 @@ def test_the_whole_path_from_a_corpus_to_an_exported_directory(
     assert found["guide_gradient_norm"] > 0 and found["image_dsr_n"] == 2 and found["peak_rss_mib"] > 50
     assert found["total_s"] > found["train_s"] > 0
     assert [row["step"] for row in read_metrics(world / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
+    said = set(re.findall(r"`(\w+)`", DOCS.read_text(encoding="utf-8")))
+    assert {key for key in found if not key.startswith(("version_", "image_dsr"))} <= said
+    assert {key for row in read_metrics(world / "run" / "metrics.jsonl") for key in row} <= said
     assert (world / "index" / "neighbours.parquet").is_file()
     model = LlavaForConditionalGeneration.from_pretrained(world / "run" / "hf")
     AutoProcessor.from_pretrained(world / "run" / "hf")
