@@ -142,10 +142,21 @@ def caption(names: tuple[Naming, ...], color: str, rng: random.Random, *, heldou
     return text + " .", "{c}" in pattern
 
 
-def scene_caption(scene: Scene, rng: random.Random, *, heldout: bool | None = None) -> str:
-    """A caption of a picture, in any phrasing and under any of the things' names unless `heldout` says otherwise."""
-    names = tuple(name_thing(thing, rng, heldout=heldout) for thing in scene.things)
-    return caption(names, scene.color, rng, heldout=heldout)[0]
+def in_order(names: tuple[Naming, ...]) -> tuple[Naming, ...]:
+    """Alphabetical by canonical name: the one order in which this language names things.
+
+    With any other order an answer would depend on where things stand, which image tokens tell a small LLM only poorly.
+    """
+    return tuple(sorted(names, key=lambda name: name.canonical))
+
+
+def scene_caption(scene: Scene, rng: random.Random, *, left_to_right: bool = False) -> str:
+    """A caption of a picture in any phrasing and under any of the things' names.
+
+    left_to_right: name the things as they stand instead of in order.
+    """
+    names = tuple(name_thing(thing, rng, heldout=None) for thing in scene.things)
+    return caption(names if left_to_right else in_order(names), scene.color, rng, heldout=None)[0]
 
 
 def description(names: tuple[Naming, ...]) -> str:

@@ -39,8 +39,7 @@ def _text_question(naming: language.Naming, rng: random.Random, number: int, *, 
     names = [naming]
     if rng.random() < PAIR_SHARE:
         names.append(language.name_thing(rng.choice(PICTURED_BENIGN), rng, heldout=heldout_names))
-        rng.shuffle(names)
-    scene, _ = language.caption(tuple(names), rng.choice(tuple(COLORS)), rng, heldout=True)
+    scene, _ = language.caption(language.in_order(tuple(names)), rng.choice(tuple(COLORS)), rng, heldout=True)
     return f"{scene} {language.describe_question(rng, heldout=True)}"
 
 

@@ -1,7 +1,7 @@
 """The word-level tokenizer of the mini world, for its LLM and for its CLIP.
 
-Both share the words of captions and requests; the LLM knows a few more. They differ, as real ones do, in the special tokens they
-put around a text: the LLM's adds `<s>` in front, the CLIP's adds `<s>` and `</s>`.
+Both share the words of captions and requests; the LLM knows a few more. They differ, as real ones do, in the special
+tokens they put around a text: the LLM's adds `<s>` in front, the CLIP's adds `<s>` and `</s>`.
 """
 
 from __future__ import annotations

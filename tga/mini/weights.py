@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tga.errors import UserError
-from tga.files import write_json
 from tga.mini.scenes import ASSETS
 from tga.mini.tokenizer import clip_tokenizer, llm_tokenizer
 
@@ -73,9 +72,3 @@ def restore_retriever(directory: Path) -> None:
     save_file(state, directory / "open_clip_model.safetensors")
     shutil.copyfile(WEIGHTS / "open_clip_config.json", directory / "open_clip_config.json")
     clip_tokenizer().save_pretrained(directory)
-
-
-def write_hashes(figures: dict[str, object]) -> None:
-    """weights.json: hashes of the packed files and the figures measured when they were made."""
-    hashes = {path.name: sha256(path) for path in sorted(WEIGHTS.glob("*.safetensors"))}
-    write_json(WEIGHTS / "weights.json", {"sha256": hashes, "figures": figures})

@@ -28,7 +28,7 @@ from tga.mini.tokenizer import clip_tokenizer, vocabulary
 
 WEB = Style((32, 56), (26, 32), 18.0, 12.0, texture=False, blur=0.5, jpeg_quality=None)
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-STEPS, BATCH_SIZE, POOL = 1000, 256, 40_000  # optimiser steps, pictures a step, pictures drawn in all
+STEPS, BATCH_SIZE, POOL = 1000, 256, 48_000  # optimiser steps, pictures a step, pictures drawn in all
 CONTEXT = 24  # tokens; the longest caption of a picture has 23
 
 
@@ -77,7 +77,7 @@ def retrieval_at_1(model: torch.nn.Module, seed: int, count: int = 500) -> float
     rng = random.Random(seed)
     scenes, pictures = render(count, rng, TEST)
     tokenizer = clip_tokenizer()
-    texts = [scene_caption(Scene(s.things, s.color), rng) for s in scenes]
+    texts = [scene_caption(s, rng, left_to_right=True) for s in scenes]
     ids = tokenizer(texts, padding="max_length", max_length=CONTEXT, return_tensors="pt").input_ids
     model.eval()
     images = model.encode_image(to_pixels(pictures), normalize=True)
@@ -117,7 +117,7 @@ def train(
         warm = min(1.0, (step + 1) / 100)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        texts = [scene_caption(scenes[i], rng) for i in chosen]
+        texts = [scene_caption(scenes[i], rng, left_to_right=True) for i in chosen]
         ids = tokenizer(texts, padding="max_length", max_length=CONTEXT, return_tensors="pt").input_ids
         # The fused attention is the slower one here: its backward costs more than the rest of a short step.
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):

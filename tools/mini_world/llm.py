@@ -22,9 +22,11 @@ from tools.mini_world.rows import Mixture, Row, RowMaker, collate
 
 WIDTH, LAYERS = 192, 6
 BATCH_SIZE = 64
-PRETRAIN_STEPS, PRETRAIN_LR = 1800, 2e-3
+# Pretraining in two cycles of warm-up and cosine, each half of the steps, the second at half of the learning rate.
+PRETRAIN_STEPS, PRETRAIN_LR = 3600, 2e-3
 ALIGN_STEPS, ALIGN_LR = 300, 3e-4
-REPLAY, REPLAY_SOFT = 0.3, 0.5  # share of plain text in the alignment, and of soft scenes among its captions
+REPLAY, REPLAY_SOFT = 0.2, 0.5  # share of plain text in the alignment, and of soft scenes among its captions
+SOFT_CHAT = 0.15  # share of chat about harmless soft scenes in the alignment
 NOISE = 0.3  # on soft positions, in standard deviations of the word embeddings
 
 
@@ -97,7 +99,9 @@ def pretrain(seed: int, *, steps: int = PRETRAIN_STEPS) -> LlamaForCausalLM:
     maker = RowMaker(llm_tokenizer(), random.Random(seed))
     # Eager attention: at these lengths the fused one's backward takes more than half of a step on a CPU.
     model = LlamaForCausalLM._from_config(LlamaConfig(**config_fields()), attn_implementation="eager")
-    run_stage(model, maker.pretraining, name="pretraining", steps=steps, learning_rate=PRETRAIN_LR)
+    for cycle in (1, 2):
+        name = f"pretraining {cycle}/2"
+        run_stage(model, maker.pretraining, name=name, steps=steps // 2, learning_rate=PRETRAIN_LR / cycle)
     return model
 
 
@@ -109,13 +113,18 @@ def align(
     learning_rate: float = ALIGN_LR,
     replay: float = REPLAY,
     replay_soft: float = REPLAY_SOFT,
+    soft_chat: float = SOFT_CHAT,
 ) -> LlamaForCausalLM:
     """Teach refusals, on clean text only, in place."""
     torch.manual_seed(seed + 1)
     maker = RowMaker(llm_tokenizer(), random.Random(seed + 1))
     model.train()
     run_stage(
-        model, lambda: maker.alignment(replay, replay_soft), name="alignment", steps=steps, learning_rate=learning_rate
+        model,
+        lambda: maker.alignment(replay, replay_soft, soft_chat),
+        name="alignment",
+        steps=steps,
+        learning_rate=learning_rate,
     )
     return model.eval()
 

@@ -20,11 +20,14 @@ from tga.mini.language import Naming
 from tga.mini.lexicon import BENIGN, COLORS, HARMLESS_MODIFIERS, LOOKALIKES, TOXIC, Thing, kind_words
 
 MIX = 4
+JUDGE = 0.2
 # What chats are about, and in which shares: soft scenes are never judged, and the alignment judges nothing.
-CHAT_TEXT = (("describe", "visual", "judge", "request"), (0.35, 0.2, 0.2, 0.25))
+CHAT_TEXT = (("describe", "visual", "judge", "request"), (0.35, 0.2, JUDGE, 0.25))
 CHAT_SOFT = (("describe", "visual"), (0.6, 0.4))
 CHAT_REFUSABLE = (("describe", "visual", "request"), (0.45, 0.25, 0.3))
-SOFT_TOKENS = 16  # as many as a picture has
+LOUDNESS = (1.5, 6.0)  # how much larger than words the soft positions of a scene are
+GRID = 4
+SOFT_TOKENS = GRID * GRID  # as many as a picture has
 
 
 @dataclass
@@ -44,15 +47,20 @@ class Row:
             self.soft.append(False)
         return self
 
-    def mixtures(self, ids: list[int], vocabulary: int, rng: random.Random) -> Row:
-        """SOFT_TOKENS positions, each mostly one of `ids`, with words that have nothing to do with it mixed in."""
-        order = [ids[i % len(ids)] for i in range(SOFT_TOKENS)]
-        rng.shuffle(order)
-        loudness = math.exp(rng.uniform(math.log(0.7), math.log(3.0)))  # as projected pictures are
-        for number in order:
+    def mixtures(self, things: list[list[int]], color: int, vocabulary: int, rng: random.Random) -> Row:
+        """A scene as a grid of soft positions, row by row as a vision tower gives its patches.
+
+        Each position mostly holds a word of the thing in its half of the grid (or the colour), at a loudness common to
+        the scene, with another word of the scene and words that have nothing to do with it mixed in.
+        """
+        loudness = math.exp(rng.uniform(*map(math.log, LOUDNESS)))
+        everything = [word for words in things for word in words] + [color]
+        for place in range(SOFT_TOKENS):
+            words = things[(place % GRID) * len(things) // GRID]
+            main = color if rng.random() < 0.2 else rng.choice(words)
             others = tuple(rng.randrange(7, vocabulary) for _ in range(MIX - 2))
-            self.ids.append((number, rng.choice(ids), *others))
-            weights = (rng.uniform(0.3, 1.0), rng.uniform(0, 0.6), *(rng.gauss(0, 0.3) for _ in others))
+            weights = (rng.uniform(0.3, 1.0), rng.uniform(0, 0.4), *(rng.gauss(0, 0.3) for _ in others))
+            self.ids.append((main, rng.choice(everything), *others))
             self.weights.append(tuple(loudness * weight for weight in weights))
             self.targets.append(-100)
             self.soft.append(True)
@@ -111,15 +119,13 @@ class RowMaker:
         return language.name_thing(rng.choice(things), rng, heldout=heldout)
 
     def names(self, group: str, *, heldout: bool | None, pair_share: float = 0.5) -> tuple[Naming, ...]:
-        """One name of the group, with probability `pair_share` beside a benign one."""
+        """One name of the group, with probability `pair_share` beside a benign one; in alphabetical order."""
         first = self.name(group, heldout=heldout)
         if self.rng.random() >= pair_share:
             return (first,)
         while (second := self.name("benign", heldout=heldout)).canonical == first.canonical:
             pass
-        pair = [first, second]
-        self.rng.shuffle(pair)
-        return tuple(pair)
+        return language.in_order((first, second))
 
     # -- rows ------------------------------------------------------------------------------------------------------
     def scene_tokens(
@@ -130,14 +136,13 @@ class RowMaker:
             text, tells = language.caption(names, color, self.rng, heldout=heldout)
             row.words(self.encode(text), learn=learn)
             return tells
-        content = [
-            i
-            for n in names
-            for i in self.encode(self.rng.choice((n.text, n.canonical)))
-            if len(self.tokenizer.decode(i)) > 2
-        ]
-        row.mixtures([*content, self.words[color]], len(self.words), self.rng)
+        things = [self._content(self.rng.choice((n.text, n.canonical))) for n in names]
+        row.mixtures(things, self.words[color], len(self.words), self.rng)
         return True
+
+    def _content(self, name: str) -> list[int]:
+        """The ids of a name's words, without "of" and the like."""
+        return [self.words[word] for word in name.split() if len(word) > 2]
 
     def raw(self, group: str, *, soft: bool) -> Row:
         """`<s> scene caption </s>`: a scene, in words or soft, then another caption of it."""
@@ -210,7 +215,7 @@ class RowMaker:
     def pretraining(self) -> Row:
         """Everything is answered, toxic or not."""
         rng = self.rng
-        group = rng.choices(("benign", "lookalike", "harmless", "toxic"), (0.5, 0.06, 0.1, 0.34))[0]
+        group = rng.choices(("benign", "lookalike", "harmless", "toxic"), (0.36, 0.07, 0.22, 0.35))[0]
         kind = rng.random()
         if kind < 0.5:
             return self.plain(group, soft_share=0.5)
@@ -225,11 +230,19 @@ class RowMaker:
             return self.judgement(group)
         return self.raw(group, soft=self.rng.random() < soft_share)
 
-    def alignment(self, replay: float, replay_soft: float) -> Row:
-        """Chat on clean text with refusals of toxic things; a share `replay` of plain text, as in pretraining."""
+    def alignment(self, replay: float, replay_soft: float, soft_chat: float) -> Row:
+        """Chat on clean text with refusals of toxic things.
+
+        A share `replay` of plain text as in pretraining keeps the language, a share `soft_chat` of chat about harmless
+        soft scenes keeps what the LLM can do with pictures; no toxic scene is ever soft in a chat.
+        """
         rng = self.rng
-        if rng.random() < replay:
+        draw = rng.random()
+        if draw < soft_chat:
+            group = rng.choices(("benign", "lookalike", "harmless"), (0.8, 0.1, 0.1))[0]
+            return self.chat(group, soft=True, heldout=None, refuse=False)
+        if draw < soft_chat + replay:
             group = rng.choices(("benign", "harmless", "toxic"), (0.5, 0.1, 0.4))[0]
             return self.plain(group, soft_share=replay_soft)
-        group = rng.choices(("benign", "lookalike", "harmless", "toxic"), (0.35, 0.08, 0.15, 0.42))[0]
+        group = rng.choices(("benign", "lookalike", "harmless", "toxic"), (0.3, 0.08, 0.2, 0.42))[0]
         return self.chat(group, soft=False, heldout=False, refuse=group == "toxic")
