@@ -94,9 +94,9 @@ def test_neighbours_are_joined_by_id(root: Path) -> None:
     table = {"id": ["2", "1"], "texts": [["b", "c", "d"], ["a"]]}
     pq.write_table(pa.table(table), root / "n.parquet")
     records = [record("1", "<image>", "A."), record("2", "<image>", "A."), record("3", "Hello?", "Yes.", image=None)]
-    samples = load(root, *records, neighbours=root / "n.parquet", neighbours_used=2)
+    samples = with_neighbours(load(root, *records), root / "n.parquet", used=2)
     assert [sample.neighbours for sample in samples] == [("a",), ("b", "c"), ()]
     with pytest.raises(UserError, match="1 of 3 samples with a picture are not in the neighbours file.*'9'"):
-        load(root, *records, record("9", "<image>", "A."), neighbours=root / "n.parquet")
+        with_neighbours(load(root, *records, record("9", "<image>", "A.")), root / "n.parquet")
     with pytest.raises(UserError, match="no neighbours file"):
         with_neighbours(samples, root / "none.parquet")

@@ -15,7 +15,7 @@ from retrieval_index.errors import RetrievalError
 from retrieval_index.index import CaptionIndex
 from tests.tiny_clip import random_captions, write_pictures, write_tiny_clip, write_tiny_sentence_model
 from tga.data import neighbours
-from tga.data.llava_json import load_llava_json
+from tga.data.llava_json import load_llava_json, with_neighbours
 from tga.data.neighbours import Joined, join_neighbours, read_fingerprint
 from tga.errors import UserError
 
@@ -99,7 +99,7 @@ def test_the_file_is_read_back_by_the_data_loader(
 ) -> None:
     _, rows = join(index, data, encoder[1], k=3)
     out = data.parent / "neighbours.parquet"
-    samples = load_llava_json(data, data.parent / "images", neighbours=out, neighbours_used=2)
+    samples = with_neighbours(load_llava_json(data, data.parent / "images"), out, used=2)
     assert [sample.neighbours for sample in samples[:SAMPLES]] == [tuple(row["texts"][:2]) for row in rows]
     assert samples[SAMPLES].neighbours == ()
     assert pq.read_schema(out).names == ["id", "neighbour_ids", "scores", "texts"]

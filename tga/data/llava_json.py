@@ -26,22 +26,19 @@ ROLES: dict[str, Any] = {"human": "user", "gpt": "assistant"}
 NAMED = 5  # as many culprits as an error message names
 
 
-def load_llava_json(
-    path: Path, image_root: Path, *, neighbours: Path | None = None, neighbours_used: int = 1, limit: int | None = None
-) -> list[Sample]:
-    """Read a data set; `neighbours` (a neighbours.parquet) is joined by id, `limit` keeps the first samples only.
+def load_llava_json(path: Path, image_root: Path, *, limit: int | None = None) -> list[Sample]:
+    """Read a data set, without neighbours; `limit` keeps the first samples only.
 
     Raises:
-        UserError: no such file, records of another shape, duplicate ids, paths outside of `image_root`, missing
-            pictures, or what :func:`with_neighbours` raises.
+        UserError: no such file, records of another shape, duplicate ids, paths outside of `image_root`, or missing
+            pictures.
     """
     records = _read_records(path)[:limit]
     _check_ids(records, path)
     images = [record["image"] for record in records if record.get("image")]
     _check_inside(images, path)
     _check_present(images, image_root)
-    samples = [_to_sample(record, image_root, path) for record in records]
-    return samples if neighbours is None else with_neighbours(samples, neighbours, used=neighbours_used)
+    return [_to_sample(record, image_root, path) for record in records]
 
 
 def with_neighbours(samples: Sequence[Sample], path: Path, *, used: int = 1) -> list[Sample]:
@@ -77,7 +74,8 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
 def _check_ids(records: list[dict[str, Any]], path: Path) -> None:
     without = [index for index, record in enumerate(records) if not str(record.get("id", ""))]
     if without:
-        raise UserError(f"{len(without)} records of {path} have no id", given=f"records {without[:NAMED]}")
+        problem = f"{len(without)} records of {path} have no id"
+        raise UserError(problem, given=f"records {without[:NAMED]}", remedy="give each record an id of its own")
     counts = Counter(str(record["id"]) for record in records)
     twice = [key for key, count in counts.items() if count > 1]
     if twice:
@@ -89,7 +87,8 @@ def _check_inside(images: Iterable[str], path: Path) -> None:
     outside = [name for name in images if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if outside:
         problem = f"{len(outside)} pictures of {path} lie outside of the image root"
-        raise UserError(problem, given=outside[:NAMED], allowed="paths relative to data.image_root, without '..'")
+        allowed = "paths relative to data.image_root, without '..'"
+        raise UserError(problem, given=outside[:NAMED], allowed=allowed, remedy="data.image_root=PATH further up")
 
 
 def _check_present(images: Iterable[str], image_root: Path) -> None:
@@ -136,7 +135,9 @@ def _to_turns(record: dict[str, Any], path: Path) -> tuple[Turn, ...]:
     """
 
     def fail(why: str) -> UserError:
-        return UserError(f"A record of {path} {why}", given=f"id {record['id']}")
+        return UserError(
+            f"A record of {path} {why}", given=f"id {record['id']}", remedy="mend the record, or remove it"
+        )
 
     try:
         turns = [Turn(ROLES[entry["from"]], entry["value"]) for entry in record["conversations"]]
