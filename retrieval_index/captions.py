@@ -17,6 +17,7 @@ from typing import Any
 from retrieval_index.errors import RetrievalError
 
 CAPTION_KEYS = ("caption", "text")
+MEND = "mend the file, or captions=PATH of another one"
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _read_json_lines(file: Path) -> Iterator[tuple[str, str | None]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise RetrievalError("A line is not JSON", given=f"{file}:{number}: {error}") from error
+                raise RetrievalError("A line is not JSON", given=f"{file}:{number}: {error}", remedy=MEND) from error
             yield _from_row(row, f"{file.name}:{number}", file)
 
 
@@ -138,9 +139,10 @@ def _read_json(file: Path) -> Iterator[tuple[str, str | None]]:
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RetrievalError("A caption file is not JSON in UTF-8", given=f"{file}: {error}") from error
+        raise RetrievalError("A caption file is not JSON in UTF-8", given=f"{file}: {error}", remedy=MEND) from error
     if not isinstance(rows, list):
-        raise RetrievalError("A .json caption file must hold a list", given=f"{file}: a {type(rows).__name__}")
+        given = f"{file}: a {type(rows).__name__}"
+        raise RetrievalError("A .json caption file must hold a list", given=given, remedy=MEND)
     for number, row in enumerate(rows):
         yield _from_row(row, f"{file.name}:{number}", file)
 
@@ -150,12 +152,13 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         with open(file, encoding="utf-8") as stream:
             yield from enumerate(stream, start=1)
     except UnicodeDecodeError as error:
-        raise RetrievalError("A caption file is not UTF-8", given=f"{file}: {error}") from error
+        raise RetrievalError("A caption file is not UTF-8", given=f"{file}: {error}", remedy=MEND) from error
 
 
 def _from_row(row: Any, fallback_id: str, file: Path) -> tuple[str, str | None]:
     if not isinstance(row, Mapping):
-        raise RetrievalError("A row must be a JSON object", given=f"{fallback_id} of {file}: {type(row).__name__}")
+        given = f"{fallback_id} of {file}: {type(row).__name__}"
+        raise RetrievalError("A row must be a JSON object", given=given, remedy=MEND)
     identifier = str(row["id"]) if row.get("id") is not None else fallback_id
     for key in CAPTION_KEYS:
         value = row.get(key)

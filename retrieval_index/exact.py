@@ -65,7 +65,7 @@ def check_k(k: int, rows: int) -> None:
             "As many neighbours as asked for cannot be had",
             given=f"k={k}",
             allowed=f"1 to {rows}",
-            remedy=f"k={min(10, rows)}",
+            remedy=f"k={min(10, rows)} (of tga-train: data.neighbours_k), or a larger corpus",
         )
 
 

@@ -62,6 +62,14 @@ def test_remedies_name_keys_that_exist(path: Path, known: set[str]) -> None:
     assert named_keys(path) <= known
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_error_of_a_user_says_what_to_do(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    errors = [call for call in calls if getattr(call.func, "id", "") in ("UserError", "RetrievalError")]
+    without = [call.lineno for call in errors if "remedy" not in {keyword.arg for keyword in call.keywords}]
+    assert without == []
+
+
 def test_keys_are_found_in_remedies() -> None:
     assert {"model.vlm", "model.llm", "model.vision_tower", "model"} <= named_keys(ROOT / "tga/vlm/assemble.py")
     assert named_keys(ROOT / "tga/vlm/projector_init.py") >= {"model.calibration"}

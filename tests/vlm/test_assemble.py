@@ -122,7 +122,7 @@ def test_wrong_parts_are_refused(parts, tmp_path: Path) -> None:
         assemble_llava(llm, llm)
     with pytest.raises(UserError, match=r"Cannot load .*To change it: model\.llm="):
         assemble_llava(vision, vision)
-    with pytest.raises(UserError, match=r"To change it: model\.vlm="):
+    with pytest.raises(UserError, match=r"there is no such directory\. .*To change it: model\.vlm="):
         load_llava(str(tmp_path / "nothing" / "here"))
     with pytest.raises(UserError, match="Not a LLaVA model"):
         load_llava(llm)

@@ -122,7 +122,7 @@ def describe_error(error: BaseException) -> str | None:
 def _unknown_config(error: MissingConfigException) -> UserError:
     """An option that a config group does not have, with those it has."""
     if error.missing_cfg_file is None:
-        return UserError(" ".join(str(error).split()))
+        return UserError(" ".join(str(error).split()), remedy="--help lists the config groups")
     group, _, option = error.missing_cfg_file.rpartition("/")
     remedy = f"{group}=NAME (or +{group}=NAME where the command has no default for it)" if group else None
     return UserError(

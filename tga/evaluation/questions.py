@@ -17,6 +17,8 @@ from tga.errors import UserError
 
 FORMATS = ("chat", "plain")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+SET_FILE = "evaluation.root=DIR, or evaluation.metrics.NAME.file=PATH within it"
+MEND = "mend the line, or remove it"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def read_questions(path: Path | str, *, benchmark: str | None = None, limit: int
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError("the question file does not exist", given=path, remedy="set the metric's file")
+        raise UserError("the question file does not exist", given=path, remedy=SET_FILE)
     name = benchmark or path.stem
     questions: list[Question] = []
     with path.open(encoding="utf-8") as lines:
@@ -66,7 +68,7 @@ def read_toxic_scenes(
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError("the folder of toxic scenes does not exist", given=root, remedy="set the metric's file")
+        raise UserError("the folder of toxic scenes does not exist", given=root, remedy=SET_FILE)
     questions = []
     for scene in sorted(folder for folder in root.iterdir() if folder.is_dir()):
         pictures = sorted(file for file in scene.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
@@ -80,19 +82,20 @@ def _question(line: str, number: int, path: Path, benchmark: str) -> Question:
     try:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"line {number} of {path} is not JSON", given=line.strip()[:80]) from error
+        raise UserError(f"line {number} of {path} is not JSON", given=line.strip()[:80], remedy=MEND) from error
     if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("prompt"), str):
         raise UserError(
             f"line {number} of {path} is not a question",
             given=line.strip()[:80],
             allowed='an object with "id" and "prompt"',
+            remedy=MEND,
         )
     expected = row.get("expected") or ()
     if isinstance(expected, str):
         expected = (expected,)
     form = row.get("format", "chat")
     if form not in FORMATS:
-        raise UserError(f"line {number} of {path} has an unknown format", given=form, allowed=FORMATS)
+        raise UserError(f"line {number} of {path} has an unknown format", given=form, allowed=FORMATS, remedy=MEND)
     return Question(
         id=str(row["id"]),
         benchmark=benchmark,
@@ -124,5 +127,5 @@ def _refuse_repeats(ids: Iterable[str], source: Path) -> None:
     seen: set[str] = set()
     for identity in ids:
         if identity in seen:
-            raise UserError(f"two questions of {source} have the same id", given=identity, allowed="unique ids")
+            raise UserError(f"two questions of {source} have the same id", given=identity, remedy="make the ids unique")
         seen.add(identity)

@@ -27,6 +27,7 @@ from tga.vlm.families import Family
 
 KINDS = ("rate", "cosine")
 ANSWERS_FILE = "answers.jsonl"
+SET = "evaluation.metrics.NAME={file: PATH, judge: refusal}"
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Metric:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UserError("a metric has an unknown kind", given=self.kind, allowed=KINDS)
+            raise UserError("a metric has an unknown kind", given=self.kind, allowed=KINDS, remedy=SET)
         if self.judge not in JUDGES:
-            raise UserError("a metric has an unknown judge", given=self.judge, allowed=sorted(JUDGES))
+            raise UserError("a metric has an unknown judge", given=self.judge, allowed=sorted(JUDGES), remedy=SET)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def metrics_from_config(root: Path | str, metrics: Mapping[str, Mapping[str, Any
         unknown = sorted(set(settings) - known)
         if unknown or "file" not in settings:
             given = f"{name}: {dict(settings)}"
-            raise UserError("a metric has an unknown setting or no file", given=given, allowed=sorted(known))
+            problem = "a metric has an unknown setting or no file"
+            raise UserError(problem, given=given, allowed=sorted(known), remedy=SET)
         values = {**settings, "file": Path(root) / settings["file"]}
         if not isinstance(values.get("layers", "all"), str):
             values["layers"] = tuple(values["layers"])

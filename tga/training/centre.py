@@ -65,7 +65,9 @@ def with_centre(objective: Any, centre: Tensor, layers: tuple[int, ...]) -> Obje
         UserError: an objective without a field `centre`.
     """
     if not any(field.name == "centre" for field in dataclasses.fields(objective)):
-        allowed = "objectives with a centre, such as TGA"
-        raise UserError("This objective cannot be centred", given=type(objective).__name__, allowed=allowed)
+        allowed, remedy = "objectives with a centre, such as TGA", "alignment.centred=false"
+        raise UserError(
+            "This objective cannot be centred", given=type(objective).__name__, allowed=allowed, remedy=remedy
+        )
     rows = centre[[layers.index(layer) for layer in objective.layers]]
     return dataclasses.replace(objective, centre=rows)

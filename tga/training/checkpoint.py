@@ -23,6 +23,7 @@ from tga.training.base_model import BaseModel
 
 MODEL_PREFIX = "model."  # the attribute of the LightningModule under which the VLM stands
 NAMED = 4
+NAME_ONE = "name a .ckpt file of a run's checkpoints folder"
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,15 @@ def read_checkpoint(path: Path) -> TrainedWeights:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError("There is no checkpoint here", given=path, allowed="a .ckpt file in a run's checkpoints folder")
+        raise UserError("There is no checkpoint here", given=path, remedy=NAME_ONE)
     if not zipfile.is_zipfile(path):  # what torch.save writes; loading anything else fails in many ways
-        raise UserError("This is not a checkpoint of tga-train", given=path)
+        raise UserError("This is not a checkpoint of tga-train", given=path, remedy=NAME_ONE)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         hyper_parameters = dict(content["hyper_parameters"])
         base = BaseModel(**hyper_parameters["base_model"])
     except (pickle.UnpicklingError, KeyError, TypeError, RuntimeError, EOFError) as error:
-        raise UserError(f"This is not a checkpoint of tga-train ({error})", given=path) from error
+        raise UserError(f"This is not a checkpoint of tga-train ({error})", given=path, remedy=NAME_ONE) from error
     state = content["state_dict"]
     weights = {key.removeprefix(MODEL_PREFIX): value for key, value in state.items() if key.startswith(MODEL_PREFIX)}
     return TrainedWeights(path, base, weights, state.get("centre"), int(content["global_step"]), hyper_parameters)

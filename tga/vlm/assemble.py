@@ -7,6 +7,7 @@ the joined model is laid out without storage and takes the modules of its parts.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -186,8 +187,11 @@ def _pretrained(loader: Any, path: str, *, remedy: str, **arguments: Any) -> Any
     try:
         return loader.from_pretrained(path, **arguments)
     except (OSError, ValueError) as error:
+        # A path that is no hub id either: what transformers says of it speaks of the form of hub ids.
+        no_directory = not Path(path).exists() and (Path(path).is_absolute() or path.count("/") > 1)
+        reason = "there is no such directory" if no_directory else str(error).strip().splitlines()[0]
         raise UserError(
-            f"Cannot load {loader.__name__} from there: {str(error).strip().splitlines()[0]}",
+            f"Cannot load {loader.__name__} from there: {reason}",
             given=path,
             allowed="a directory in the Hugging Face layout, or a hub id when the hub can be reached",
             remedy=remedy,

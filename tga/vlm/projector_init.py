@@ -32,7 +32,10 @@ def calibrate_projector(
     """
     for name, value in (("eps", eps), ("output_std_ratio", output_std_ratio)):
         if not value > 0:
-            raise UserError(f"{name} of the projector's start must be positive", given=value, allowed="> 0")
+            remedy = f"model.calibration.{name}=VALUE, or model.calibration=null"
+            raise UserError(
+                f"{name} of the projector's start must be positive", given=value, allowed="> 0", remedy=remedy
+            )
     projector = component(model, family.projector)
     first, last = (component(projector, name) for name in family.projector_layers)
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)

@@ -114,7 +114,8 @@ def _messages(
     _check_turns(turns, image, image_token)
     users = [i for i, (role, _) in enumerate(turns) if role == "user"]
     if (image or retrieved) and not users:
-        raise UserError("A picture or retrieved text needs a user turn", given=[role for role, _ in turns])
+        given = [role for role, _ in turns]
+        raise UserError("A picture or retrieved text needs a user turn", given=given, remedy="add one")
     with_image = [i for i in users if image_token in turns[i][1]] or (users[:1] if image else [])
     holder = (with_image or users or [-1])[0]
     messages = []
@@ -132,12 +133,13 @@ def _messages(
 def _check_turns(turns: Sequence[tuple[str, str]], image: bool, image_token: str) -> None:
     for role, text in turns:
         if role not in ROLES:
-            raise UserError("Unknown role of a turn", given=role, allowed=", ".join(ROLES))
+            raise UserError("Unknown role of a turn", given=role, allowed=", ".join(ROLES), remedy="rename it")
         if image_token in text and (role != "user" or not image):
             where = f"in a turn of the {role}" if role != "user" else "in a conversation without a picture"
-            raise UserError(f"The image token {image_token} stands {where}", given=text[:200])
+            raise UserError(f"The image token {image_token} stands {where}", given=text[:200], remedy="take it out")
         if _MARKS.search(text):
-            raise UserError("A turn holds a Unicode noncharacter (U+FDD0 to U+FDD5)", given=ascii(text[:200]))
+            problem = "A turn holds a Unicode noncharacter (U+FDD0 to U+FDD5)"
+            raise UserError(problem, given=ascii(text[:200]), remedy="take it out")
 
 
 def _image_first(text: str, image_token: str, words: bool) -> str:
