@@ -19,7 +19,6 @@ from tga.cli.train import main
 from tga.training.callbacks import read_metrics
 from tga.training.checkpoint import read_checkpoint
 
-
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "train.md"
 
 

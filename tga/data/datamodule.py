@@ -1,9 +1,8 @@
 """Batches in a seeded order that can be taken up again anywhere: the Lightning data module.
 
 All epochs of a run are one sequence of `total_batches` batches. The order within each epoch is a permutation drawn
-from (seed,
-epoch), so batch number n is the same whether the run got there at once or was killed and resumed: nothing but the
-number of batches consumed has to be kept.
+from (seed, epoch), so batch number n is the same whether the run got there at once or was killed and resumed: nothing
+but the number of batches consumed has to be kept.
 """
 
 from __future__ import annotations

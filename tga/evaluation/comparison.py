@@ -115,9 +115,7 @@ def notes(cells: Cells, methods: Sequence[str], baseline: str, metrics: Sequence
 
 def _by_seed(cells: Cells, method: str, metric: str) -> dict[int, float]:
     return {
-        seed: numbers[metric]
-        for (name, seed), numbers in sorted(cells.items())
-        if name == method and metric in numbers
+        seed: numbers[metric] for (name, seed), numbers in sorted(cells.items()) if name == method and metric in numbers
     }
 
 

@@ -59,9 +59,7 @@ def prompt_rows(
             add_generation_prompt=True,
             image_token=processor.image_token,
         )
-        encoded = encode(
-            rendered, processor.tokenizer, image_tokens=image_tokens, image_token=processor.image_token
-        )
+        encoded = encode(rendered, processor.tokenizer, image_tokens=image_tokens, image_token=processor.image_token)
         rows.append(encoded.input_ids.tolist())
     return rows
 

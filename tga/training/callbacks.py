@@ -51,12 +51,10 @@ class Throughput(lightning.Callback):
 
 
 class MetricsFile(lightning.Callback):
-    """One JSON row per `every` optimiser steps: step, loss, its terms, learning rate, samples/s, gradient norm, peak
-    memory.
+    """One JSON row per `every` optimiser steps: step, loss, its terms, learning rate, samples/s, gradient norm, memory.
 
     The row of step n belongs to the n-th update, counted from 1. A run that continues from step n first drops rows
-    beyond it,
-    which the killed process may have written.
+    beyond it, which the killed process may have written.
     """
 
     def __init__(self, path: Path, throughput: Throughput, *, every: int) -> None:
