@@ -7,6 +7,6 @@ import sys
 
 
 def peak_rss_mib() -> float:
-    """The largest resident set this process has had so far, in MiB (`getrusage` counts KiB on Linux, bytes on macOS)."""
+    """The largest resident set of this process so far, in MiB (`getrusage` counts KiB on Linux, bytes on macOS)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
