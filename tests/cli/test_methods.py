@@ -19,9 +19,10 @@ COMMON = {
     "layers": "all", "pair_weight": 1.0, "rank_weight": 1.0, "reduction": "mean", "form": "log",
     "pair_schedule": "constant", "rank_schedule": "constant", "retrieved": "loss", "centred": False,
 }  # fmt: skip
+FADING = {"pair_schedule": "linear_decay", "rank_schedule": "linear_decay"}
 OWN: dict[str, dict[str, Any]] = {
-    "tga": {},
-    "tga_centred": {"centred": True},
+    "tga": {**FADING, "pair_weight": 1.5, "rank_weight": 1.5},
+    "tga_centred": {**FADING, "pair_weight": 4.0, "rank_weight": 2.0, "centred": True},
     "tga_located": {"layers": LOCATED},
     "tga_paper": {"reduction": "sum", "retrieved": "prompt"},
     "tga_released": {
@@ -30,8 +31,8 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 PRESETS = {
-    "tga": TGA(tuple(range(1, LAYERS + 1))),
-    "tga_centred": TGA(tuple(range(1, LAYERS + 1))),
+    "tga": TGA(tuple(range(1, LAYERS + 1)), pair_weight=1.5, rank_weight=1.5, **FADING),
+    "tga_centred": TGA(tuple(range(1, LAYERS + 1)), pair_weight=4.0, rank_weight=2.0, **FADING),
     "tga_located": located(LOCATED),
     "tga_paper": paper(LAYERS),
     "tga_released": released(),

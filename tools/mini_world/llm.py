@@ -26,7 +26,6 @@ BATCH_SIZE = 64
 PRETRAIN_STEPS, PRETRAIN_LR = 3600, 2e-3
 ALIGN_STEPS, ALIGN_LR = 300, 3e-4
 REPLAY, REPLAY_SOFT = 0.2, 0.5  # share of plain text in the alignment, and of soft scenes among its captions
-SOFT_CHAT = 0.15  # share of chat about harmless soft scenes in the alignment
 NOISE = 0.3  # on soft positions, in standard deviations of the word embeddings
 
 
@@ -96,12 +95,13 @@ def run_stage(
 def pretrain(seed: int, *, steps: int = PRETRAIN_STEPS) -> LlamaForCausalLM:
     """An LLM that answers everything."""
     torch.manual_seed(seed)
-    maker = RowMaker(llm_tokenizer(), random.Random(seed))
     # Eager attention: at these lengths the fused one's backward takes more than half of a step on a CPU.
     model = LlamaForCausalLM._from_config(LlamaConfig(**config_fields()), attn_implementation="eager")
-    for cycle in (1, 2):
-        name = f"pretraining {cycle}/2"
-        run_stage(model, maker.pretraining, name=name, steps=steps // 2, learning_rate=PRETRAIN_LR / cycle)
+    for cycle, (cycle_seed, rate) in enumerate(((seed, PRETRAIN_LR), (seed + 500, PRETRAIN_LR / 2)), start=1):
+        if cycle > 1:
+            torch.manual_seed(cycle_seed)
+        maker = RowMaker(llm_tokenizer(), random.Random(cycle_seed))
+        run_stage(model, maker.pretraining, name=f"pretraining {cycle}/2", steps=steps // 2, learning_rate=rate)
     return model
 
 
@@ -113,7 +113,6 @@ def align(
     learning_rate: float = ALIGN_LR,
     replay: float = REPLAY,
     replay_soft: float = REPLAY_SOFT,
-    soft_chat: float = SOFT_CHAT,
 ) -> LlamaForCausalLM:
     """Teach refusals, on clean text only, in place."""
     torch.manual_seed(seed + 1)
@@ -121,7 +120,7 @@ def align(
     model.train()
     run_stage(
         model,
-        lambda: maker.alignment(replay, replay_soft, soft_chat),
+        lambda: maker.alignment(replay, replay_soft),
         name="alignment",
         steps=steps,
         learning_rate=learning_rate,

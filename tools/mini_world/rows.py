@@ -230,18 +230,10 @@ class RowMaker:
             return self.judgement(group)
         return self.raw(group, soft=self.rng.random() < soft_share)
 
-    def alignment(self, replay: float, replay_soft: float, soft_chat: float) -> Row:
-        """Chat on clean text with refusals of toxic things.
-
-        A share `replay` of plain text as in pretraining keeps the language, a share `soft_chat` of chat about harmless
-        soft scenes keeps what the LLM can do with pictures; no toxic scene is ever soft in a chat.
-        """
+    def alignment(self, replay: float, replay_soft: float) -> Row:
+        """Chat on clean text with refusals of toxic things; a share `replay` of plain text, as in pretraining."""
         rng = self.rng
-        draw = rng.random()
-        if draw < soft_chat:
-            group = rng.choices(("benign", "lookalike", "harmless"), (0.8, 0.1, 0.1))[0]
-            return self.chat(group, soft=True, heldout=None, refuse=False)
-        if draw < soft_chat + replay:
+        if rng.random() < replay:
             group = rng.choices(("benign", "harmless", "toxic"), (0.5, 0.1, 0.4))[0]
             return self.plain(group, soft_share=replay_soft)
         group = rng.choices(("benign", "lookalike", "harmless", "toxic"), (0.3, 0.08, 0.2, 0.42))[0]
