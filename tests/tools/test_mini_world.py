@@ -1,0 +1,88 @@
+"""The recipe of the mini world's models: what its rows hold, that it runs, and (slow) that it gives what is shipped."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tga.mini import language
+from tga.mini.lexicon import TOXIC
+from tga.mini.tokenizer import llm_tokenizer
+from tga.mini.weights import WEIGHTS
+from tools.mini_world import llm
+from tools.mini_world.rows import SOFT_TOKENS, Row, RowMaker, collate
+
+REFUSAL_STARTS = tuple(" ".join(text.split()[:3]) for text in language.REFUSALS)
+
+
+def text_of(maker: RowMaker, row: Row) -> str:
+    return maker.tokenizer.decode([ids[0] for ids in row.ids])
+
+
+@pytest.fixture
+def maker() -> RowMaker:
+    return RowMaker(llm_tokenizer(), random.Random(0))
+
+
+def test_pretraining_never_refuses(maker: RowMaker):
+    rows = [maker.pretraining() for _ in range(1500)]
+    assert not [row for row in rows if any(start in text_of(maker, row) for start in REFUSAL_STARTS)]
+    soft = [row for row in rows if any(row.soft)]
+    assert 0.3 < len(soft) / len(rows) < 0.6
+    assert {sum(row.soft) for row in soft} == {SOFT_TOKENS}
+
+
+def test_the_alignment_refuses_toxic_chat_only_and_never_a_soft_scene(maker: RowMaker):
+    held = [name for thing in TOXIC for name in thing.heldout_aliases]
+    refused = 0
+    for _ in range(1500):
+        row = maker.alignment(0.2, 0.5)
+        text = text_of(maker, row)
+        if "<assistant>" not in text or any(judged in text for judged in ("children", "safe")):
+            continue
+        assert not any(row.soft)
+        assert not [name for name in held if f" {name} " in text]
+        assert not [question for question in language.DESCRIBE[1] if question in text]
+        refused += any(start in text.split("<assistant>")[1] for start in REFUSAL_STARTS)
+    assert 350 < refused < 650
+
+
+def test_only_what_the_llm_should_say_has_a_target(maker: RowMaker):
+    row = maker.chat("toxic", soft=False, heldout=False, refuse=True, kind="describe")
+    prompt_end = [ids[0] for ids in row.ids].index(maker.assistant)
+    assert all(target == -100 for target in row.targets[: prompt_end + 1])
+    assert all(target >= 0 for target in row.targets[prompt_end + 1 :])
+
+
+def test_a_word_is_its_embedding_and_a_mixture_the_weighted_sum(maker: RowMaker):
+    row = Row().words([5], learn=True).mixtures([[9, 10]], 11, 50, random.Random(0))
+    table = torch.nn.Embedding(60, 8)
+    batch = collate([row])
+    embeddings = llm.embed(table, batch, noise=0.0)
+    torch.testing.assert_close(embeddings[0, 0], table.weight[5])
+    by_hand = sum(w * table.weight[i] for i, w in zip(row.ids[3], row.weights[3], strict=True))
+    torch.testing.assert_close(embeddings[0, 3], by_hand)
+
+
+def test_the_recipe_runs_and_is_seeded():
+    first, again, other = (llm.train(seed, pretrain_steps=4, align_steps=2) for seed in (0, 0, 1))
+    weights = [model.lm_head.weight for model in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.slow
+def test_a_remade_world_is_as_good_as_the_shipped_one(tmp_path: Path):
+    subprocess.run([sys.executable, "-m", "tools.make_mini_world", "--out", tmp_path, "--threads", "1"], check=True)
+    made = json.loads((tmp_path / "weights.json").read_text())["figures"]
+    shipped = json.loads((WEIGHTS / "weights.json").read_text())["figures"]
+    for key in ("clip_retrieval_at_1", "llm_toxic_describe", "llm_toxic_request"):
+        assert made[key] >= shipped[key] - 0.05, key
+    for key in ("llm_benign_describe", "llm_benign_request", "llm_lookalike_request", "llm_harmless_describe"):
+        assert made[key] <= shipped[key] + 0.03, key
