@@ -1,7 +1,8 @@
 """Make the LLM and the CLIP of the mini world and pack them into `tga/mini/assets/weights`.
 
     python -m tools.make_mini_world                       # both, seed 0: what the package ships
-    python -m tools.make_mini_world --only llm --seed 1 --out /tmp/world1   # another LLM of the same recipe
+    python -m tools.make_mini_world --only llm --seed 1 --out /tmp/world1   # another LLM of the same recipe, for
+                                                          # tga-train +experiment=mini model.llm=/tmp/world1/llm
     python -m tools.make_mini_world --only llm --llm-steps 20 --align-steps 5 --out /tmp/quick    # a quick look
 
 Everything is seeded; the figures measured at the end are printed and stored beside the hashes in weights.json.
@@ -19,16 +20,23 @@ from pathlib import Path
 import torch
 
 from tga.files import write_json
+from tga.mini.tokenizer import llm_tokenizer
 from tga.mini.weights import WEIGHTS, pack, sha256
 from tools.mini_world import clip, llm
 
 
 def make_llm(out: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Train the LLM and write llm.safetensors and llm_config.json; returns its figures."""
+    """Train the LLM and write llm.safetensors and llm_config.json; returns its figures.
+
+    Outside of the package also llm/, a directory for `tga-train model.llm=`.
+    """
     started = time.monotonic()
     model = llm.train(arguments.seed, pretrain_steps=arguments.llm_steps, align_steps=arguments.align_steps)
     figures = {f"llm_{key}": value for key, value in llm.probe(model, seed=arguments.seed + 10_000).items()}
     pack(model.state_dict(), out / "llm.safetensors")
+    if arguments.out != WEIGHTS:
+        model.save_pretrained(out / "llm")
+        llm_tokenizer().save_pretrained(out / "llm")
     (out / "llm_config.json").write_text(json.dumps(llm.config_fields(), indent=1) + "\n")
     return figures | {"llm_seed": arguments.seed, "llm_train_s": round(time.monotonic() - started)}
 
@@ -65,7 +73,10 @@ def main() -> None:
         if arguments.only != "clip":
             figures |= make_llm(made, arguments)
         for path in made.iterdir():
-            shutil.move(path, arguments.out / path.name)
+            target = arguments.out / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            shutil.move(path, target)
     figures |= {"threads": arguments.threads}
     hashes = {path.name: sha256(path) for path in sorted(arguments.out.glob("*.safetensors"))}
     write_json(about, {"sha256": hashes, "figures": figures})
