@@ -72,7 +72,7 @@ def to_pixels(pictures: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def retrieval_at_1(model: torch.nn.Module, seed: int, count: int = 500) -> float:
+def retrieval_at_1(model: open_clip.model.CLIP, seed: int, count: int = 500) -> float:
     """Share of test-style pictures whose best of `count` captions (all different) is their own."""
     rng = random.Random(seed)
     scenes, pictures = render(count, rng, TEST)
@@ -89,7 +89,7 @@ def retrieval_at_1(model: torch.nn.Module, seed: int, count: int = 500) -> float
 
 def train(
     seed: int, *, steps: int = STEPS, batch_size: int = BATCH_SIZE, pool: int = POOL, learning_rate: float = 1e-3
-) -> torch.nn.Module:
+) -> open_clip.model.CLIP:
     """A trained CLIP. Deterministic for a seed and a number of threads."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -139,7 +139,7 @@ def directory_config() -> dict[str, object]:
     return {"model_cfg": model_config(), "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic"}}
 
 
-def save(model: torch.nn.Module, directory: Path) -> None:
+def save(model: open_clip.model.CLIP, directory: Path) -> None:
     """Write the model as an open_clip local directory."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "open_clip_config.json").write_text(json.dumps(directory_config(), indent=1) + "\n")
