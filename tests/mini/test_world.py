@@ -90,3 +90,18 @@ def test_damaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(weights, "WEIGHTS", tmp_path)
     with pytest.raises(UserError, match="damaged"):
         weights.check("llm.safetensors")
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds something else"):
+        world.prepare(tmp_path, train_pictures=2, captions=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_files_of_others_beside_an_older_world_stay(tmp_path: Path):
+    (tmp_path / "manifest.json").write_text('{"fingerprint": "older"}')
+    (tmp_path / "images").mkdir()
+    (tmp_path / "notes.txt").write_text("keep")
+    world._clear(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [world.MARK, "notes.txt"]

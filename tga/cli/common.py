@@ -31,7 +31,8 @@ from tga.errors import UserError
 from tga.files import atomic_path, write_json
 
 CONFIG_PACKAGE = "pkg://tga.conf"
-ALLOWED_PREFIXES = ("tga.", "retrieval_index.", "torch.", "lightning.", "transformers.")
+# Only our own: among what torch and transformers offer are functions that load code or run commands.
+ALLOWED_PREFIXES = ("tga.", "retrieval_index.")
 PACKAGES = (
     "tga-vlm", "torch", "torchvision", "transformers", "tokenizers", "lightning", "hydra-core", "open_clip_torch",
     "sentence-transformers", "faiss-cpu", "faiss-gpu", "pyarrow", "safetensors", "numpy", "pillow",

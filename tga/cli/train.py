@@ -36,7 +36,7 @@ from tga.training.base_model import BaseModel
 from tga.training.callbacks import terminal
 from tga.training.run import fit
 from tga.training.settings import FitResult
-from tga.vlm.families import Family, family_of, num_layers
+from tga.vlm.families import Family, component, family_of, num_layers
 from tga.vlm.image_tokens import check_image_tokens
 
 BASE_FIELDS = tuple(field.name for field in dataclasses.fields(BaseModel))
@@ -203,7 +203,9 @@ def _training_summary(result: FitResult, values: Mapping[str, Any]) -> dict[str,
 def _evaluate(loaded: Loaded, evaluation: Mapping[str, Any], run_dir: Path, device: torch.device) -> dict[str, float]:
     if not loaded.metrics:
         return {}
-    loaded.model.to(device).eval()
+    # One dtype throughout, as in the exported model: in training what trains was float32, under autocast.
+    frozen = component(loaded.model, loaded.family.embed_tokens)
+    loaded.model.to(device=device, dtype=next(frozen.parameters()).dtype).eval()
     options = {key: value for key, value in evaluation.items() if key not in ("root", "metrics")}
     name = run_dir.name
     with torch.inference_mode():

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tga.errors import UserError
 from tga.files import write_json
 from tga.mini.convert import clip_vision_directory
 from tga.mini.language import name_thing, request, scene_caption
@@ -27,6 +28,7 @@ from tga.mini.questions import write_split
 from tga.mini.scenes import ASSETS, TRAIN, Scene, draw, sample_scene
 from tga.mini.weights import restore_llm, restore_retriever
 
+MARK = ".mini_world"  # an empty file that says whose directory this is
 TRAIN_PICTURES = 10_000
 CORPUS_CAPTIONS = 24_000
 TOXIC_SHARE = 0.5  # of the training pictures, as guns and beer occur in web data
@@ -57,15 +59,17 @@ def prepare(root: str | Path, *, train_pictures: int = TRAIN_PICTURES, captions:
 
 
     Args:
-        root: the directory to make. An existing one of another version is replaced.
+        root: the directory to make. A world of another version in it is replaced, other files in it stay.
         train_pictures: pictures in train.json.
         captions: lines of captions.jsonl.
+
+    Raises:
+        UserError: the directory holds something that is not a mini world.
     """
     root = Path(root)
     if is_complete(root):
         return root
-    if root.exists():
-        shutil.rmtree(root)
+    _clear(root)
     restore_llm(root / "llm")
     restore_retriever(root / "retriever")
     clip_vision_directory(root / "retriever", root / "vision_tower")
@@ -77,6 +81,24 @@ def prepare(root: str | Path, *, train_pictures: int = TRAIN_PICTURES, captions:
         root / "manifest.json", {"fingerprint": fingerprint(), "train_pictures": train_pictures, "captions": captions}
     )
     return root
+
+
+def _clear(root: Path) -> None:
+    """Remove what an earlier version or an interrupted run left, and nothing that is not a world's."""
+    mark = root / MARK
+    if root.is_dir() and any(root.iterdir()) and not mark.is_file() and not (root / "manifest.json").is_file():
+        raise UserError(
+            "The directory for the mini world holds something else",
+            given=root,
+            allowed="a new or empty directory, or one with a mini world in it",
+            remedy="prepare.root=ANOTHER_DIRECTORY",
+        )
+    for name in ("llm", "vision_tower", "retriever", "images", "evaluation"):
+        shutil.rmtree(root / name, ignore_errors=True)
+    for name in ("train.json", "captions.jsonl", "manifest.json"):
+        (root / name).unlink(missing_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
+    mark.touch()  # before anything else, so that an interrupted run is known for what it is
 
 
 def training_scene(rng: random.Random) -> Scene:

@@ -104,6 +104,13 @@ def _quiet_trainer() -> Iterator[None]:
 
 def _resolve_checkpoint(ckpt_path: str | None, run_dir: Path) -> Path | None:
     if ckpt_path is None:
+        if held := sorted((run_dir / "checkpoints").glob("step-*.ckpt")):
+            raise UserError(
+                "The run directory holds the checkpoints of another run",
+                given=held[-1],
+                allowed="a new run directory, or continuing that run",
+                remedy="run_dir=ANOTHER_DIRECTORY, or ckpt_path=last",
+            )
         return None
     path = latest_checkpoint(run_dir / "checkpoints") if ckpt_path == "last" else Path(ckpt_path)
     read_checkpoint(path)
