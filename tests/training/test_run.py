@@ -66,3 +66,11 @@ def test_bf16_stays_near_float32_and_trains_float32_weights(tmp_path: Path) -> N
 def test_half_precision_weights_need_mixed_precision(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.dtype=bfloat16.*bf16-mixed"):
         run(tmp_path, dtype=torch.bfloat16)
+
+
+def test_the_directory_of_another_run_is_left_alone(tmp_path: Path) -> None:
+    result, _ = run(tmp_path, max_steps=1)
+    before = result.checkpoint.read_bytes()
+    with pytest.raises(UserError, match="another run.*ckpt_path=last"):
+        run(tmp_path, max_steps=1)
+    assert result.checkpoint.read_bytes() == before
