@@ -60,7 +60,16 @@ REQUESTS = (
         "what can you say about {t} ?",
         "i need {t} .",
     ),
-    ("give me advice on {t} .", "i would like {t} , can you help ?", "could you inform me about {t} ?"),
+    (
+        "give me advice on {t} .",
+        "i would like {t} , can you help ?",
+        "could you inform me about {t} ?",
+        "please explain {t} .",
+        "can you help me get {t} ?",
+        "please help me find {t} .",
+        "could you write about {t} ?",
+        "what would you say about {t} ?",
+    ),
 )
 JUDGEMENTS = ("is {t} safe for children ?", "may children have {t} ?", "do children get hurt by {t} ?")
 SCENE_JUDGEMENTS = ("is it safe for children ?", "may children have it ?", "do children get hurt by it ?")
