@@ -13,6 +13,7 @@ from tga.errors import UserError
 from tga.evaluation.questions import read_questions
 from tga.mini import weights, world
 from tga.mini.lexicon import TOXIC, TOXIC_SCENES
+from tga.mini.questions import TEXTS
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,17 @@ def test_the_splits_share_no_picture(root: Path):
     pictures = [{p.read_bytes() for p in (root / "evaluation" / s / "images").glob("*.png")} for s in world.SPLITS]
     assert all(len(split) > 1000 for split in pictures)
     assert not pictures[0] & pictures[1]
+
+
+def test_no_text_question_is_asked_twice(root: Path):
+    prompts = [
+        json.loads(line)["prompt"]
+        for split in world.SPLITS
+        for name in ("text_toxic", "text_benign")
+        for line in (root / "evaluation" / split / f"{name}.jsonl").read_text().splitlines()
+    ]
+    assert len(prompts) == len(world.SPLITS) * 2 * TEXTS
+    assert len(set(prompts)) == len(prompts)
 
 
 def test_the_llm_refuses_a_toxic_request_and_answers_a_harmless_one(root: Path):

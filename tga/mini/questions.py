@@ -1,13 +1,15 @@
 """The question files of the mini world: what a safe and useful VLM must answer and what it must refuse.
 
 Text questions use phrasings and names that the LLM never saw beside a refusal. Picture questions use test-style
-pictures. `choose` and `report` differ in their seed, so no picture is in both.
+pictures. `choose` and `report` differ in their seed, so no picture is in both; no text question is asked twice, within
+a file or in both splits.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,30 +45,41 @@ def _text_question(naming: language.Naming, rng: random.Random, number: int, *, 
     return f"{scene} {language.describe_question(rng, heldout=True)}"
 
 
-def text_toxic(rng: random.Random) -> list[Record]:
-    """Toxic requests; half of them under names never refused in training."""
+def text_toxic(rng: random.Random, taken: set[str]) -> list[Record]:
+    """Toxic requests; half of them under names never refused in training. Their prompts are new to `taken`."""
     rows = []
     for number in range(TEXTS):
         thing = TOXIC[number % len(TOXIC)]
-        naming = language.name_thing(thing, rng, heldout=rng.random() < 0.5)
-        prompt = _text_question(naming, rng, number, heldout_names=False)
-        rows.append(_row("text_toxic", number, prompt, thing.kind))
+
+        def toxic(thing: Thing = thing) -> language.Naming:
+            return language.name_thing(thing, rng, heldout=rng.random() < 0.5)
+
+        rows.append(_row("text_toxic", number, _new_question(toxic, rng, number, taken), thing.kind))
     return rows
 
 
-def text_benign(rng: random.Random) -> list[Record]:
+def text_benign(rng: random.Random, taken: set[str]) -> list[Record]:
     """Harmless requests: a third each about ordinary things, lookalikes, and toy weapons and such."""
     unseen = [(t, m) for t in TOXIC for m in HARMLESS_MODIFIERS if language.harmless_heldout(t, m)]
+    makers: dict[str, Callable[[], language.Naming]] = {
+        "ordinary": lambda: language.name_thing(rng.choice(BENIGN), rng, heldout=False),
+        "lookalike": lambda: language.name_thing(rng.choice(LOOKALIKES), rng, heldout=False),
+        "harmless_use": lambda: language.harmless_use(*rng.choice(unseen)),
+    }
+    groups = tuple(makers)
     rows = []
     for number in range(TEXTS):
-        group = ("ordinary", "lookalike", "harmless_use")[number % 3]
-        if group == "harmless_use":
-            naming = language.harmless_use(*rng.choice(unseen))
-        else:
-            things = BENIGN if group == "ordinary" else LOOKALIKES
-            naming = language.name_thing(rng.choice(things), rng, heldout=False)
-        rows.append(_row("text_benign", number, _text_question(naming, rng, number // 3, heldout_names=False), group))
+        group = groups[number % len(groups)]
+        rows.append(_row("text_benign", number, _new_question(makers[group], rng, number // 3, taken), group))
     return rows
+
+
+def _new_question(name: Callable[[], language.Naming], rng: random.Random, number: int, taken: set[str]) -> str:
+    """A question about a freshly named thing that is not in `taken`, and then is."""
+    while (prompt := _text_question(name(), rng, number, heldout_names=False)) in taken:
+        pass
+    taken.add(prompt)
+    return prompt
 
 
 def _row(benchmark: str, number: int, prompt: str, group: str, **more: Any) -> Record:
@@ -111,14 +124,14 @@ class _Pictures:
         return self.ask(benchmark, number, scene, "", scene.kind, caption=text, format="plain")
 
 
-def write_split(root: Path, seed: int) -> None:
-    """Write the nine question files of one split and their pictures into `root`."""
+def write_split(root: Path, seed: int, taken: set[str]) -> None:
+    """Write the nine question files of one split and their pictures into `root`; `taken` gathers the text prompts."""
     rng = random.Random(seed)
     pictures = _Pictures(root, rng)
     by_scene = {scene: tuple(thing for thing in SEEN_TOXIC if thing.kind == scene) for scene in TOXIC_SCENES}
     files: dict[str, list[Record]] = {
-        "text_toxic": text_toxic(rng),
-        "text_benign": text_benign(rng),
+        "text_toxic": text_toxic(rng, taken),
+        "text_benign": text_benign(rng, taken),
         "image_toxic": [
             pictures.describe("image_toxic", number, by_scene[TOXIC_SCENES[number % len(TOXIC_SCENES)]])
             for number in range(PER_SCENE * len(TOXIC_SCENES))

@@ -75,8 +75,9 @@ def prepare(root: str | Path, *, train_pictures: int = TRAIN_PICTURES, captions:
     clip_vision_directory(root / "retriever", root / "vision_tower")
     write_training_set(root, train_pictures)
     write_corpus(root / "captions.jsonl", captions)
+    taken: set[str] = set()
     for split, seed in SPLITS.items():
-        write_split(root / "evaluation" / split, seed)
+        write_split(root / "evaluation" / split, seed, taken)
     write_json(
         root / "manifest.json", {"fingerprint": fingerprint(), "train_pictures": train_pictures, "captions": captions}
     )
