@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tga.mini import language
+from tga.mini.harmful_text import harmful_text
 from tga.mini.lexicon import BENIGN, COLORS, HARMLESS_MODIFIERS, LOOKALIKES, PICTURED_BENIGN, TOXIC, TOXIC_SCENES, Thing
 from tga.mini.scenes import TEST, Scene, draw, sample_scene
 
@@ -46,7 +47,10 @@ def _text_question(naming: language.Naming, rng: random.Random, number: int, *, 
 
 
 def text_toxic(rng: random.Random, taken: set[str]) -> list[Record]:
-    """Toxic requests; half of them under names never refused in training. Their prompts are new to `taken`."""
+    """Toxic requests; half of them under names never refused in training. Their prompts are new to `taken`.
+
+    `toxic` is the name of the toxic thing as it stands in the prompt.
+    """
     rows = []
     for number in range(TEXTS):
         thing = TOXIC[number % len(TOXIC)]
@@ -54,7 +58,8 @@ def text_toxic(rng: random.Random, taken: set[str]) -> list[Record]:
         def toxic(thing: Thing = thing) -> language.Naming:
             return language.name_thing(thing, rng, heldout=rng.random() < 0.5)
 
-        rows.append(_row("text_toxic", number, _new_question(toxic, rng, number, taken), thing.kind))
+        prompt, naming = _new_question(toxic, rng, number, taken)
+        rows.append(_row("text_toxic", number, prompt, thing.kind, toxic=naming.text))
     return rows
 
 
@@ -70,16 +75,21 @@ def text_benign(rng: random.Random, taken: set[str]) -> list[Record]:
     rows = []
     for number in range(TEXTS):
         group = groups[number % len(groups)]
-        rows.append(_row("text_benign", number, _new_question(makers[group], rng, number // 3, taken), group))
+        prompt, _ = _new_question(makers[group], rng, number // 3, taken)
+        rows.append(_row("text_benign", number, prompt, group))
     return rows
 
 
-def _new_question(name: Callable[[], language.Naming], rng: random.Random, number: int, taken: set[str]) -> str:
-    """A question about a freshly named thing that is not in `taken`, and then is."""
-    while (prompt := _text_question(name(), rng, number, heldout_names=False)) in taken:
-        pass
-    taken.add(prompt)
-    return prompt
+def _new_question(
+    name: Callable[[], language.Naming], rng: random.Random, number: int, taken: set[str]
+) -> tuple[str, language.Naming]:
+    """A question that is not in `taken`, and then is, and the freshly named thing that it is about."""
+    while True:
+        naming = name()
+        prompt = _text_question(naming, rng, number, heldout_names=False)
+        if prompt not in taken:
+            taken.add(prompt)
+            return prompt, naming
 
 
 def _row(benchmark: str, number: int, prompt: str, group: str, **more: Any) -> Record:
@@ -125,7 +135,7 @@ class _Pictures:
 
 
 def write_split(root: Path, seed: int, taken: set[str]) -> None:
-    """Write the nine question files of one split and their pictures into `root`; `taken` gathers the text prompts."""
+    """Write the question files of one split and their pictures into `root`; `taken` gathers the text prompts."""
     rng = random.Random(seed)
     pictures = _Pictures(root, rng)
     by_scene = {scene: tuple(thing for thing in SEEN_TOXIC if thing.kind == scene) for scene in TOXIC_SCENES}
@@ -151,5 +161,6 @@ def write_split(root: Path, seed: int, taken: set[str]) -> None:
         ],
         "pairs": [pictures.pair("pairs", number) for number in range(RECOGNITION)],
     }
+    files |= harmful_text(root, files["text_toxic"], random.Random(f"harmful text {seed}"))
     for name, rows in files.items():
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
