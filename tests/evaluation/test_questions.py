@@ -22,11 +22,13 @@ def test_generic_rows_are_read_with_paths_relative_to_the_file(tmp_path: Path) -
     tiny_picture().save(tmp_path / "images" / "a.png")
     rows = [
         {"id": 7, "image": "images/a.png", "prompt": "What?", "format": "plain", "group": "gun", "expected": ["a|b"]},
-        {"id": "t", "prompt": "Hello", "expected": "yes", "caption": "A cup."},
+        {"id": "t", "prompt": "Hello", "expected": "yes", "caption": "A cup.", "toxic": "ell"},
+        {"id": "u", "prompt": "gun or axe", "toxic": ["gun", "axe"]},
     ]
     assert read_questions(write_rows(tmp_path / "vqa.jsonl", rows)) == [
         Question("7", "vqa", "gun", "What?", "plain", tmp_path / "images" / "a.png", ("a|b",), None),
-        Question("t", "vqa", "", "Hello", "chat", None, ("yes",), "A cup."),
+        Question("t", "vqa", "", "Hello", "chat", None, ("yes",), "A cup.", ("ell",)),
+        Question("u", "vqa", "", "gun or axe", "chat", toxic=("gun", "axe")),
     ]
 
 
@@ -41,6 +43,7 @@ def test_limit_reads_the_first_rows(tmp_path: Path) -> None:
         ([], "no question"),
         ([{"id": 1}], "not a question"),
         ([{"id": 1, "prompt": "x", "format": "poem"}], "unknown format.*poem.*chat"),
+        ([{"id": 1, "prompt": "a gun", "toxic": ["gun", "axe"]}], "no part of its prompt.*axe"),
         ([{"id": 1, "prompt": "x"}, {"id": "1", "prompt": "y"}], "same id"),
         ([{"id": 1, "prompt": "x", "image": "no.png"}, {"id": 2, "prompt": "x"}], "1 of 2 pictures.*no.png"),
     ],

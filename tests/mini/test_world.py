@@ -58,7 +58,10 @@ def test_question_files(root: Path, split: str):
     assert {question.group for question in toxic} == set(TOXIC_SCENES)
     assert all(question.image is not None and question.image.is_file() for question in toxic)
     assert {question.format for question in read_questions(folder / "recognition_benign.jsonl")} == {"plain"}
-    assert all(question.image is None for question in read_questions(folder / "text_toxic.jsonl"))
+    words = read_questions(folder / "text_toxic.jsonl")
+    assert all(question.image is None for question in words)
+    names = {name for thing in TOXIC for name in (thing.name, *thing.aliases, *thing.heldout_aliases)}
+    assert all(len(question.toxic) == 1 and question.toxic[0] in names for question in words)
     held = " ".join(" ".join(q.expected) for q in read_questions(folder / "image_heldout.jsonl"))
     assert "loaded firearm" in held
     assert "skull" not in held

@@ -1,8 +1,9 @@
 """Evaluation questions and the two layouts they are read from.
 
 The generic layout is one JSON object per line: {"id", "prompt", "image"?, "format"?, "group"?, "expected"?,
-"caption"?}; a picture's path is relative to the file. The toxic-scenes layout of the TGA paper is a folder per scene,
-`{root}/{scene}/**/*.{jpg,jpeg,png}`, asked with one prompt for all (methods: HOD and ToViLaG have such folders).
+"caption"?, "toxic"?}; a picture's path is relative to the file. The toxic-scenes layout of the TGA paper is a folder
+per scene, `{root}/{scene}/**/*.{jpg,jpeg,png}`, asked with one prompt for all (methods: HOD and ToViLaG have such
+folders).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Question:
 
     expected: what a right answer names; alternatives within an entry are separated by "|".
     caption: the text a cosine compares the picture with.
+    toxic: the words of the prompt that make it toxic, each a part of `prompt`; empty where nobody marked them.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Question:
     image: Path | None = None
     expected: tuple[str, ...] = ()
     caption: str | None = None
+    toxic: tuple[str, ...] = ()
 
 
 def read_questions(path: Path | str, *, benchmark: str | None = None, limit: int | None = None) -> list[Question]:
@@ -90,9 +93,11 @@ def _question(line: str, number: int, path: Path, benchmark: str) -> Question:
             allowed='an object with "id" and "prompt"',
             remedy=MEND,
         )
-    expected = row.get("expected") or ()
-    if isinstance(expected, str):
-        expected = (expected,)
+    toxic = _texts(row.get("toxic"))
+    foreign = [words for words in toxic if not words or words not in row["prompt"]]
+    if foreign:
+        problem = f'"toxic" of line {number} of {path} is no part of its prompt'
+        raise UserError(problem, given=foreign, allowed=row["prompt"], remedy=MEND)
     form = row.get("format", "chat")
     if form not in FORMATS:
         raise UserError(f"line {number} of {path} has an unknown format", given=form, allowed=FORMATS, remedy=MEND)
@@ -103,9 +108,15 @@ def _question(line: str, number: int, path: Path, benchmark: str) -> Question:
         prompt=row["prompt"],
         format=form,
         image=path.parent / row["image"] if row.get("image") else None,
-        expected=tuple(str(entry) for entry in expected),
+        expected=_texts(row.get("expected")),
         caption=row.get("caption"),
+        toxic=toxic,
     )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """One text or a list of them as a tuple; empty for none."""
+    return (value,) if isinstance(value, str) else tuple(str(entry) for entry in value or ())
 
 
 def _checked(questions: list[Question], source: Path) -> list[Question]:
