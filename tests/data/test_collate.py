@@ -23,9 +23,9 @@ def samples(directory: Path) -> list[Sample]:
     caption = (Turn("user", "Describe."), Turn("assistant", "A red car."))
     text = (Turn("user", "How many?"), Turn("assistant", "Two cats."))
     return [
-        Sample("a", directory / "1.png", caption, "A red car.", ("A blue chair.", "A cup.")),
-        Sample("b", None, text, None),
-        Sample("c", directory / "2.png", caption, None),
+        Sample("a", (directory / "1.png",), caption, "A red car.", ("A blue chair.", "A cup.")),
+        Sample("b", (), text, None),
+        Sample("c", (directory / "2.png",), caption, None),
     ]
 
 
@@ -90,7 +90,7 @@ def test_576_image_tokens_of_clip_336() -> None:
     assert int((written["input_ids"] == processor.image_token_id).sum()) == 576
     collator = Collator(processor, "plain", image_tokens=576, retrieved="none", max_length=2048)
     prompt = collator._prompt(
-        Sample("a", Path("a.png"), (Turn("user", "Describe."), Turn("assistant", "A car.")), "A car.")
+        Sample("a", (Path("a.png"),), (Turn("user", "Describe."), Turn("assistant", "A car.")), "A car.")
     )
     assert int(prompt.image_mask.sum()) == 576
     assert prompt.image_mask.nonzero().flatten().tolist() == list(range(1, 577))  # behind the first token, <s>

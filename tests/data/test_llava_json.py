@@ -45,10 +45,10 @@ def test_a_record_becomes_a_sample(root: Path) -> None:
         record("4", "Two and two?", "Four.", image=None),
     )
     assert before.turns == (Turn("user", "Describe."), Turn("assistant", "A cat."))
-    assert (before.id, before.image, before.caption, before.neighbours) == ("1", root / "a.png", "A cat.", ())
-    assert after.turns[0] == Turn("user", "Describe.") and after.image == root / "sub" / "b.png"
+    assert (before.id, before.images, before.caption, before.neighbours) == ("1", (root / "a.png",), "A cat.", ())
+    assert after.turns[0] == Turn("user", "Describe.") and after.images == (root / "sub" / "b.png",)
     assert len(chat.turns) == 4 and chat.caption == "A cup there."
-    assert text.image is None and text.caption is None
+    assert text.images == () and text.caption is None
 
 
 def test_a_conversation_without_a_caption_has_none(root: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_second_call_keeps_what_is_complete_and_remakes_what_is_not(root: Path
 def test_training_samples_are_read_by_the_ordinary_reader(root: Path):
     samples = load_llava_json(root / "train.json", root / "images")
     assert len(samples) == 40
-    assert all(sample.image is not None and sample.caption for sample in samples)
+    assert all(sample.images and sample.caption for sample in samples)
 
 
 def test_pictures_for_the_projector_never_show_what_is_held_out(root: Path):

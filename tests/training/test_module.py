@@ -28,11 +28,11 @@ def build(directory: Path, *, retrieved: str = "loss", **options: Any) -> tuple[
     """A module whose projector trains, and a batch of two pictures and a text-only sample."""
     model, processor = tiny_llava()
     freeze(model, family_of(model), ["projector"])
-    samples = [Sample("t", None, (Turn("user", "How many?"), Turn("assistant", "Two.")), None)]
+    samples = [Sample("t", (), (Turn("user", "How many?"), Turn("assistant", "Two.")), None)]
     for i, (caption, neighbour) in enumerate(zip(CAPTIONS, NEIGHBOURS, strict=True)):
         tiny_picture(i).save(directory / f"{i}.png")
         turns = (Turn("user", "Describe."), Turn("assistant", caption))
-        samples.append(Sample(str(i), directory / f"{i}.png", turns, caption, (neighbour,)))
+        samples.append(Sample(str(i), (directory / f"{i}.png",), turns, caption, (neighbour,)))
     collator = Collator(processor, "plain", image_tokens=4, retrieved=retrieved, max_length=200)
     settings: dict[str, Any] = {"learning_rate": 1e-3, "total_steps": 10, **options}
     objectives = settings.pop("objectives", [TGA((0, 1, 3))])
@@ -116,7 +116,7 @@ def test_a_batch_of_text_alone_trains_with_a_zero_guide_loss(tmp_path: Path) -> 
     module, batch = build(tmp_path)
     processor = tiny_llava()[1]
     collator = Collator(processor, "plain", image_tokens=4, retrieved="loss", max_length=99)
-    only = collator([Sample("t", None, (Turn("user", "How many?"), Turn("assistant", "Two.")), None)])
+    only = collator([Sample("t", (), (Turn("user", "How many?"), Turn("assistant", "Two.")), None)])
     losses = module.step_losses(only, 0.0)
     assert losses["tga_pair"] == 0 and losses["tga_rank"] == 0 and losses["lm"] > 0
 

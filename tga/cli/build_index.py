@@ -135,7 +135,7 @@ def ensure_neighbours(
         RetrievalError, UserError: as `join_neighbours`, and an index of another encoder.
     """
     index = CaptionIndex.open(index_dir, spec=choice.spec)
-    samples = [sample for sample in load_llava_json(data_json, image_root) if sample.image is not None]
+    samples = [sample for sample in load_llava_json(data_json, image_root) if sample.images]
     if read_fingerprint(out) == fingerprint(index.manifest, data_json, samples, k):
         return None
     with progress_bars() as progress:

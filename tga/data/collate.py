@@ -9,15 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tga.data.sample import Sample
+from tga.data.picture import load_picture
+from tga.data.sample import IMAGE_MARKER, Sample
 from tga.errors import UserError
 from tga.vlm.lm_loss import IGNORED_LABEL
 from tga.vlm.templates import render
@@ -28,7 +27,7 @@ RETRIEVED = ("prompt", "loss", "none")
 
 @dataclass
 class Batch:
-    """What one training step takes. `P` samples of the batch have a picture; order is kept.
+    """What one training step takes. The batch has `P` pictures, in the order of its samples.
 
     Attributes:
         ids: the samples' ids.
@@ -111,7 +110,7 @@ class Collator:
         prompts = [self._prompt(sample) for sample in samples]
         input_ids = self._pad([prompt.input_ids for prompt in prompts], self.pad_token_id)
         attention = self._pad([torch.ones_like(prompt.input_ids) for prompt in prompts], 0)
-        with_image = [sample for sample in samples if sample.image is not None]
+        with_image = [sample for sample in samples if sample.images]
         captions = self.texts([sample.caption or "" for sample in samples])
         apart: Sequence[Tensor | None] = (None, None, None)
         if self.retrieved == "loss":
@@ -143,22 +142,22 @@ class Collator:
         return self._pad(ids, self.pad_token_id), attention, span
 
     def pictures(self, samples: Sequence[Sample]) -> Tensor:
-        """`[samples, 3, height, width]` float32 of samples that have a picture.
+        """`[pictures, 3, height, width]` float32, in the order of the samples and of the pictures of each.
 
         Raises:
             UserError: a file that is no picture or cannot be read.
         """
-        images = [_open(sample.image, sample.id) for sample in samples if sample.image is not None]
+        images = [load_picture(image, sample.id) for sample in samples for image in sample.images]
         return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
 
     def _prompt(self, sample: Sample) -> Encoded:
         """Tokens of one sample, cut to `max_length`."""
         retrieved = "\n".join(sample.neighbours) if self.retrieved == "prompt" else ""
         rendered = render(
-            [(turn.role, turn.text) for turn in sample.turns],
+            [(turn.role, turn.text.replace(IMAGE_MARKER, self.image_token)) for turn in sample.turns],
             template=self.template,
             tokenizer=self.tokenizer,
-            image=sample.image is not None,
+            image=bool(sample.images),
             retrieved=retrieved or None,
             image_token=self.image_token,
         )
@@ -184,17 +183,6 @@ class Collator:
     @staticmethod
     def _pad(rows: list[Tensor], value: int) -> Tensor:
         return pad_sequence(rows, batch_first=True, padding_value=value)
-
-
-def _open(path: Path, sample_id: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        remedy = "replace the file, or remove its record"
-        raise UserError(
-            f"A picture cannot be read ({error})", given=f"{path} of sample {sample_id}", remedy=remedy
-        ) from error
 
 
 def _last(mask: Tensor) -> int:

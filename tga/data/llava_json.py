@@ -18,10 +18,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tga.data.sample import Sample, Turn
+from tga.data.sample import IMAGE_MARKER, Sample, Turn
 from tga.errors import UserError
 
-IMAGE_MARKER = "<image>"
 ROLES: dict[str, Any] = {"human": "user", "gpt": "assistant"}
 NAMED = 5  # as many culprits as an error message names
 
@@ -48,7 +47,7 @@ def with_neighbours(samples: Sequence[Sample], path: Path, *, used: int = 1) -> 
         UserError: no such file, or samples with a picture that it does not know.
     """
     texts = _read_neighbours(path, used)
-    with_image = [sample for sample in samples if sample.image is not None]
+    with_image = [sample for sample in samples if sample.images]
     unknown = [sample.id for sample in with_image if sample.id not in texts]
     if unknown:
         problem = f"{len(unknown)} of {len(with_image)} samples with a picture are not in the neighbours file {path}"
@@ -122,8 +121,8 @@ def _to_sample(record: dict[str, Any], image_root: Path, path: Path) -> Sample:
     caption = record.get("caption")
     if caption is None and len(turns) == 2:
         caption = turns[1].text
-    image = Path(image_root) / record["image"] if record.get("image") else None
-    return Sample(str(record["id"]), image, turns, caption if image is not None else None)
+    images = (Path(image_root) / record["image"],) if record.get("image") else ()
+    return Sample(str(record["id"]), images, turns, caption if images else None)
 
 
 def _to_turns(record: dict[str, Any], path: Path) -> tuple[Turn, ...]:

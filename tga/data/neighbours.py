@@ -23,6 +23,7 @@ from retrieval_index.exact import check_k
 from retrieval_index.index import CaptionIndex
 from retrieval_index.store import Manifest
 from tga.data.llava_json import load_llava_json
+from tga.data.picture import identity
 from tga.data.sample import Sample
 from tga.files import atomic_path
 
@@ -78,7 +79,7 @@ def join_neighbours(
         UserError: a data file or pictures that are missing.
     """
     index = CaptionIndex.open(index_dir, encoder=encoder)
-    samples = [sample for sample in load_llava_json(data_json, image_root) if sample.image is not None]
+    samples = [sample for sample in load_llava_json(data_json, image_root) if sample.images]
     own = own_rows(index, samples)
     widest = max((len(rows) for rows in own), default=0)
     check_k(k, len(index) - widest)
@@ -122,8 +123,8 @@ def fingerprint(manifest: Manifest, data_json: Path, samples: Sequence[Sample], 
     made_of = [manifest.encoder, manifest.sha256, hash_files([data_json]), k]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
     for sample in samples:
-        if sample.image is not None:
-            digest.update(f"{sample.image.name}:{sample.image.stat().st_size}\n".encode())
+        for image in sample.images[:1]:
+            digest.update(f"{identity(image)}\n".encode())
     return digest.hexdigest()
 
 
@@ -144,7 +145,7 @@ def _encode(
 ) -> tuple[list[int], np.ndarray]:
     """Positions of the samples that have a query, and their vectors `[queries, width]`."""
     if encoder.encodes_images:
-        pictures = [sample.image for sample in block if sample.image is not None]
+        pictures = [image for sample in block for image in sample.images[:1] if isinstance(image, Path)]
         return list(range(len(block))), encoder.encode_images(pictures, batch_size=batch_size, report=report)
     asked = [position for position, sample in enumerate(block) if sample.caption]
     captions = [block[position].caption or "" for position in asked]

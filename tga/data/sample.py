@@ -1,15 +1,21 @@
-"""The one sample type of every data source: a conversation, at most one picture, its caption and its neighbours."""
+"""The one sample type of every data source: a conversation, its pictures, its caption and its neighbours."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
+
+from tga.data.picture import Picture
+
+IMAGE_MARKER = "<image>"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance. The picture is no part of the text: it stands before the first user turn."""
+    """One utterance. A single picture is no part of the text: it stands before the first user turn.
+
+    In a sample of several pictures every one has its `<image>` in the text, in the order of the pictures.
+    """
 
     role: Literal["user", "assistant"]
     text: str
@@ -21,14 +27,14 @@ class Sample:
 
     Attributes:
         id: unique within its data set.
-        image: the picture's file, None for a text-only sample.
+        images: where its pictures are, none for a text-only sample.
         turns: the conversation, beginning with the user.
-        caption: what the picture shows, the text target of the alignment; None when there is none.
+        caption: what the pictures show, the text target of the alignment; None when there is none.
         neighbours: texts retrieved for the picture, nearest first; never the sample's own caption.
     """
 
     id: str
-    image: Path | None
+    images: tuple[Picture, ...]
     turns: tuple[Turn, ...]
     caption: str | None
     neighbours: tuple[str, ...] = ()

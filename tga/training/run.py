@@ -195,7 +195,7 @@ def _calibrate(
     device: torch.device,
 ) -> None:
     """Start the projector from the statistics of a seeded draw of training pictures."""
-    with_image = [sample for sample in samples if sample.image is not None]
+    with_image = [sample for sample in samples if sample.images]
     order = torch.randperm(len(with_image), generator=torch.Generator().manual_seed(seed))
     drawn = [with_image[index] for index in order[: calibration.images].tolist()]
     if not drawn:
