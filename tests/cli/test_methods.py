@@ -18,6 +18,7 @@ LOCATED = [10, 11, 12, 13, 14, 15, 16, 17, 18]
 COMMON = {
     "layers": "all", "pair_weight": 1.0, "rank_weight": 1.0, "reduction": "mean", "form": "log",
     "pair_schedule": "constant", "rank_schedule": "constant", "retrieved": "loss", "centred": False,
+    "retrieved_gradient": False,
 }  # fmt: skip
 FADING = {"pair_schedule": "linear_decay", "rank_schedule": "linear_decay"}
 OWN: dict[str, dict[str, Any]] = {
@@ -65,6 +66,12 @@ def test_a_method_is_what_its_name_says(method: str) -> None:
 def test_an_override_reaches_the_objective() -> None:
     made = objective(alignment("tga_released", "alignment.layers=[0,3]", "alignment.pair_weight=2"))
     assert made.layers == (0, 3) and made.pair_weight == 2.0 and made.rank_weight == 0.1
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_the_gradient_into_the_retrieved_text_is_a_setting_of_every_method(method: str) -> None:
+    assert not objective(alignment(method)).retrieved_gradient
+    assert objective(alignment(method, "alignment.retrieved_gradient=true")).retrieved_gradient
 
 
 def test_the_baseline_has_no_objective() -> None:

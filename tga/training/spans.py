@@ -37,8 +37,8 @@ def pooled_spans(
     if batch.retrieved_ids is not None:
         retrieved, has_retrieved = texts[1]
     else:
+        # With its gradient, which is not zero where the language model trains; an objective detaches what it keeps fixed.
         retrieved, has_retrieved = pool_layers(states, batch.retrieved_mask, layers)
-        retrieved = retrieved.detach()  # in a causal LM nothing before the image depends on the projector
     has_pair = has_image & has_caption
     any_retrieved = batch.retrieved_ids is not None or bool(batch.retrieved_mask.any())
     return PooledSpans(layers, image, caption, retrieved if any_retrieved else None, has_pair, has_pair & has_retrieved)
