@@ -10,7 +10,7 @@ import torch
 from tests.tiny import tiny_llava, tiny_picture
 from tga.errors import UserError
 from tga.evaluation.generate import answer_questions, end_token_ids
-from tga.evaluation.prompts import pad_rows, prompt_batch, prompt_rows
+from tga.evaluation.prompts import prompt_batch, prompt_rows
 from tga.evaluation.questions import Question
 from tga.vlm.families import family_of
 
@@ -97,10 +97,3 @@ def test_end_tokens_come_from_tokenizer_and_generation_config() -> None:
     model, processor, _ = varied_llava()
     model.generation_config.eos_token_id = [7, 5]
     assert end_token_ids(model, processor) == (1, 5, 7)
-
-
-def test_padding_sides() -> None:
-    left, mask = pad_rows([[5], [6, 7]], 9, "left", "cpu")
-    assert left.tolist() == [[9, 5], [6, 7]] and mask.tolist() == [[0, 1], [1, 1]]
-    right, mask = pad_rows([[5], [6, 7]], 9, "right", "cpu")
-    assert right.tolist() == [[5, 9], [6, 7]] and mask.tolist() == [[1, 0], [1, 1]]

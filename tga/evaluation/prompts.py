@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from tga.errors import UserError
 from tga.evaluation.questions import Question
 from tga.vlm.families import Family, component
 from tga.vlm.image_tokens import check_image_tokens
+from tga.vlm.padding import pad_rows, padding_id
 from tga.vlm.templates import render
 from tga.vlm.token_spans import encode
 
@@ -84,23 +84,6 @@ def prompt_batch(
     pixels = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
     dtype = next(component(model, family.vision_tower).parameters()).dtype
     return PromptBatch(ids, mask, pixels.to(model.device, dtype))
-
-
-def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, side: str, device: Any) -> tuple[Tensor, Tensor]:
-    """Token rows of different lengths as input_ids and attention_mask [batch, tokens] int64, padded on `side`."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[number, place] = torch.tensor(row, dtype=torch.long)
-        mask[number, place] = 1
-    return ids.to(device), mask.to(device)
-
-
-def padding_id(tokenizer: Any) -> int:
-    """The padding token's id, or any other where there is none: what is masked is never attended to."""
-    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
 def _open(picture: Path) -> Image.Image:

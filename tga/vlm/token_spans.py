@@ -69,8 +69,8 @@ def encode(
             allowed=f"{len(places)} pictures x {image_tokens} tokens",
             remedy="add it as a special token, as model=llava_parts does",
         )
-    spoken = _overlapping(offsets, [moved.span(span) for span in rendered.assistant])
-    retrieved = _overlapping(offsets, [moved.span(rendered.retrieved)] if rendered.retrieved else [])
+    spoken = overlapping(offsets, [moved.span(span) for span in rendered.assistant])
+    retrieved = overlapping(offsets, [moved.span(rendered.retrieved)] if rendered.retrieved else [])
     return Encoded(
         input_ids=input_ids,
         labels=torch.where(spoken, input_ids, torch.full_like(input_ids, IGNORED_LABEL)),
@@ -115,7 +115,16 @@ def _expand_images(text: str, image_token: str, image_tokens: int) -> tuple[str,
     return text.replace(image_token, image_token * image_tokens), places
 
 
-def _overlapping(offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+def overlapping(offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """Which tokens share a character with one of the spans.
+
+    Args:
+        offsets: `[tokens, 2]`, first character of each token and the one after its last.
+        spans: places in the same text, end exclusive.
+
+    Returns:
+        `[tokens]` bool.
+    """
     mask = torch.zeros(offsets.shape[0], dtype=torch.bool)
     for start, end in spans:
         mask |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
