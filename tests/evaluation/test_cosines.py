@@ -24,7 +24,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Question]:
     for i, caption in enumerate(captions):
         tiny_picture(i).save(folder / f"{i}.png")
         form = "plain" if i % 2 else "chat"
-        made.append(Question(str(i), "pairs", "", "What is it?", form, folder / f"{i}.png", (), caption))
+        made.append(Question(str(i), "", "What is it?", form, folder / f"{i}.png", (), caption))
     return made
 
 

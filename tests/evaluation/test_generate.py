@@ -27,7 +27,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> list[Question]:
         if i % 3:
             picture = folder / f"{i}.png"
             tiny_picture(i).save(picture)
-        made.append(Question(str(i), "b", "", prompts[i % 5], "plain" if i % 5 == 1 else "chat", picture))
+        made.append(Question(str(i), "", prompts[i % 5], "plain" if i % 5 == 1 else "chat", picture))
     return made
 
 
@@ -88,7 +88,7 @@ def test_prompts_hold_the_picture_and_the_question(questions: list[Question]) ->
 def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
     model, processor, family = varied_llava()
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    question = Question("1", "b", "", "What?", "chat", tmp_path / "broken.png")
+    question = Question("1", "", "What?", "chat", tmp_path / "broken.png")
     with pytest.raises(UserError, match="cannot be read.*broken.png"):
         answer_questions(model, processor, family, [question], show_progress=False)
 

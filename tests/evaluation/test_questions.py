@@ -26,9 +26,9 @@ def test_generic_rows_are_read_with_paths_relative_to_the_file(tmp_path: Path) -
         {"id": "u", "prompt": "gun or axe", "toxic": ["gun", "axe"]},
     ]
     assert read_questions(write_rows(tmp_path / "vqa.jsonl", rows)) == [
-        Question("7", "vqa", "gun", "What?", "plain", tmp_path / "images" / "a.png", ("a|b",), None),
-        Question("t", "vqa", "", "Hello", "chat", None, ("yes",), "A cup.", ("ell",)),
-        Question("u", "vqa", "", "gun or axe", "chat", toxic=("gun", "axe")),
+        Question("7", "gun", "What?", "plain", tmp_path / "images" / "a.png", ("a|b",), None),
+        Question("t", "", "Hello", "chat", None, ("yes",), "A cup.", ("ell",)),
+        Question("u", "", "gun or axe", "chat", toxic=("gun", "axe")),
     ]
 
 
@@ -68,7 +68,7 @@ def test_scene_folders_become_groups(tmp_path: Path) -> None:
     for name in ("gun/hard/1.png", "gun/2.JPG", "knife/3.jpeg", "knife/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    questions = read_toxic_scenes(tmp_path, "Describe it.", benchmark="image_dsr")
+    questions = read_toxic_scenes(tmp_path, "Describe it.")
     assert [(q.id, q.group, q.prompt, q.format) for q in questions] == [
         ("gun/2.JPG", "gun", "Describe it.", "chat"),
         ("gun/hard/1.png", "gun", "Describe it.", "chat"),

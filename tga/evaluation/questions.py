@@ -32,7 +32,6 @@ class Question:
     """
 
     id: str
-    benchmark: str
     group: str
     prompt: str
     format: str
@@ -42,28 +41,26 @@ class Question:
     toxic: tuple[str, ...] = ()
 
 
-def read_questions(path: Path | str, *, benchmark: str | None = None, limit: int | None = None) -> list[Question]:
+def read_questions(path: Path | str, *, limit: int | None = None) -> list[Question]:
     """Questions of a JSONL file (its first `limit` rows where given).
 
-    benchmark: name given to every question (the file's stem by default).
     Raises UserError for a missing or empty file, a row that is not as described above, a repeated id, missing pictures.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError("the question file does not exist", given=path, remedy=SET_FILE)
-    name = benchmark or path.stem
     questions: list[Question] = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if limit is not None and len(questions) >= limit:
                 break
             if line.strip():
-                questions.append(_question(line, number, path, name))
+                questions.append(_question(line, number, path))
     return _checked(questions, path)
 
 
 def read_toxic_scenes(
-    root: Path | str, prompt: str, *, benchmark: str | None = None, format: str = "chat", limit: int | None = None
+    root: Path | str, prompt: str, *, format: str = "chat", limit: int | None = None
 ) -> list[Question]:
     """Questions of a folder per scene, one per picture; `group` is the scene.
 
@@ -77,11 +74,11 @@ def read_toxic_scenes(
         pictures = sorted(file for file in scene.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
         for picture in pictures[:limit]:
             identity = picture.relative_to(root).as_posix()
-            questions.append(Question(identity, benchmark or root.name, scene.name, prompt, format, picture))
+            questions.append(Question(identity, scene.name, prompt, format, picture))
     return _checked(questions, root)
 
 
-def _question(line: str, number: int, path: Path, benchmark: str) -> Question:
+def _question(line: str, number: int, path: Path) -> Question:
     try:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
@@ -103,7 +100,6 @@ def _question(line: str, number: int, path: Path, benchmark: str) -> Question:
         raise UserError(f"line {number} of {path} has an unknown format", given=form, allowed=FORMATS, remedy=MEND)
     return Question(
         id=str(row["id"]),
-        benchmark=benchmark,
         group=str(row.get("group") or ""),
         prompt=row["prompt"],
         format=form,

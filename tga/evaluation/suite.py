@@ -89,9 +89,9 @@ def read_metric_questions(metrics: Mapping[str, Metric], limit: int | None = Non
     found = {}
     for name, metric in metrics.items():
         if metric.prompt is not None:
-            questions = read_toxic_scenes(metric.file, metric.prompt, benchmark=name, limit=limit)
+            questions = read_toxic_scenes(metric.file, metric.prompt, limit=limit)
         else:
-            questions = read_questions(metric.file, benchmark=name, limit=limit)
+            questions = read_questions(metric.file, limit=limit)
         _refuse_lacking(metric, questions)
         found[name] = questions
     return found
