@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import tiny_llava, tiny_picture
+from tests.tiny import tiny_llava, tiny_llm, tiny_picture
 from tga.cli.evaluate import main
 
 
@@ -29,6 +29,7 @@ def world(tmp_path: Path) -> Path:
     model, processor = tiny_llava()
     model.save_pretrained(tmp_path / "vlm")
     processor.save_pretrained(tmp_path / "vlm")
+    tiny_llm().save_pretrained(tmp_path / "llm")
     rows = []
     for i in range(4):
         tiny_picture(i).save(tmp_path / f"{i}.png")
@@ -79,6 +80,10 @@ def test_one_model_has_plain_keys(world: Path, monkeypatch: pytest.MonkeyPatch) 
         (["models={a: vlm}", *METRICS], ["evaluation.root=DIR"]),
         (["models={a: vlm}", *METRICS, "evaluation.root=absent"], ["does not exist", "toxic.jsonl"]),
         (["models={a: vlm}", *METRICS, "evaluation.root=.", "dtype=int8"], ["int8", "bfloat16"]),
+        (
+            ["models={a: llm}", *METRICS, "evaluation.root=."],
+            ["Not a LLaVA model", "model_type 'llama'", "models={NAME: PATH}"],
+        ),
         (["models={a: vlm}", "evaluation=none_such"], ["none_such", "mini"]),
     ],
 )

@@ -12,7 +12,7 @@ from tga.errors import UserError
 from tga.export.card import ModelCard
 from tga.export.hf import export_hf
 from tga.export.llava import export_llava
-from tga.export.source import source_from_checkpoint, source_from_model, stored_dtype
+from tga.export.source import source_from_checkpoint, source_from_model
 from tga.training.base_model import BaseModel
 from tga.vlm.families import family_of
 
@@ -66,9 +66,9 @@ def test_parts_without_a_projector_are_refused(tmp_path: Path) -> None:
 
 def test_the_dtype_is_the_stored_one_unless_one_is_given(tmp_path: Path) -> None:
     base, model, processor = trained_model(tmp_path / "parts")
-    assert stored_dtype(base) == torch.float32
+    assert base.stored_dtype() == torch.float32
     directory = export_hf(model.bfloat16(), processor, tmp_path / "vlm", CARD)
     half = BaseModel(vlm=str(directory))
-    assert stored_dtype(half) == torch.bfloat16
+    assert half.stored_dtype() == torch.bfloat16
     assert source_from_model(half, projector=None, dtype=None).model.lm_head.weight.dtype == torch.bfloat16
     assert source_from_model(half, projector=None, dtype=torch.float32).model.lm_head.weight.dtype == torch.float32

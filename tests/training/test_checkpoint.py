@@ -32,12 +32,22 @@ def test_a_checkpoint_brings_its_model_back(tmp_path: Path, monkeypatch: pytest.
     trained = read_checkpoint(path)
     assert trained.step == 7 and trained.base.llm == str(tmp_path / "llm") and trained.base.seed == 3
     assert trained.centre is not None and list(trained.weights) == [NAME]
-    model, processor = restore_model(path, dtype=torch.float32, attn_implementation="eager")
+    model, processor = restore_model(trained, dtype=torch.float32, attn_implementation="eager")
     assert torch.equal(model.get_parameter(NAME), torch.arange(32.0)) and not model.training
     fresh, _ = dataclasses.replace(trained.base).load(dtype=torch.float32, attn_implementation="eager")
     other = "model.multi_modal_projector.linear_2.weight"
     assert torch.equal(model.get_parameter(other), fresh.get_parameter(other))
     assert processor.image_token == "<image>"
+
+
+def test_a_base_model_that_is_gone_is_named_with_its_checkpoint(tmp_path: Path) -> None:
+    base = BaseModel(vlm=str(tmp_path / "gone" / "vlm"))
+    trained = read_checkpoint(write(tmp_path / "step-00000007.ckpt", base, torch.zeros(32)))
+    for dtype in (torch.float32, None):
+        with pytest.raises(
+            UserError, match=r"base model of the checkpoint .*step-00000007\.ckpt.*gone/vlm.*put the base"
+        ):
+            restore_model(trained, dtype=dtype, attn_implementation="eager")
 
 
 def test_weights_of_another_projector_are_refused(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from tga.errors import UserError
-from tga.training.checkpoint import latest_checkpoint, restore_model
+from tga.training.checkpoint import latest_checkpoint, read_checkpoint, restore_model
 from tga.vlm.assemble import load_llava
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+SET_MODEL = "models={NAME: PATH}, a LLaVA model or a run of tga-train"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -28,7 +29,7 @@ def check_models(models: dict[str, str]) -> None:
             "models that cannot be found",
             given="; ".join(wrong),
             allowed="a .ckpt file, a run directory of tga-train, a Hugging Face model directory, or a hub id",
-            remedy="models={NAME: PATH}",
+            remedy=SET_MODEL,
         )
 
 
@@ -46,9 +47,10 @@ def load_model(path: str, *, dtype: str, device: str, attn_implementation: str) 
     check_models({"model": path})
     checkpoint = _checkpoint(Path(path))
     if checkpoint is not None:
-        model, processor = restore_model(checkpoint, dtype=DTYPES[dtype], attn_implementation=attn_implementation)
+        trained = read_checkpoint(checkpoint)
+        model, processor = restore_model(trained, dtype=DTYPES[dtype], attn_implementation=attn_implementation)
     else:
-        model, processor = load_llava(path, dtype=DTYPES[dtype], attn_implementation=attn_implementation)
+        model, processor = load_llava(path, DTYPES[dtype], attn_implementation, remedy=SET_MODEL)
     return model.to(where).eval(), processor
 
 

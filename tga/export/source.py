@@ -13,8 +13,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Processo
 from tga.errors import UserError
 from tga.export.llava import import_projector
 from tga.training.base_model import BaseModel
-from tga.training.checkpoint import latest_checkpoint, put_weights, read_checkpoint
+from tga.training.checkpoint import latest_checkpoint, read_checkpoint, restore_model
 from tga.vlm.families import Family, family_of
+from tga.vlm.pretrained import pretrained
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,8 @@ def source_from_checkpoint(path: str | Path, *, dtype: torch.dtype | None, attn_
     if file.is_dir():
         file = latest_checkpoint(file / "checkpoints" if (file / "checkpoints").is_dir() else file)
     read = read_checkpoint(file)
-    model, processor = read.base.load(dtype=dtype or stored_dtype(read.base), attn_implementation=attn_implementation)
-    put_weights(model, read.weights, source=str(file))
-    return Source(
-        model.eval(), processor, family_of(model), read.base, tuple(sorted(read.weights)), read.hyper_parameters
-    )
+    model, processor = restore_model(read, dtype=dtype, attn_implementation=attn_implementation)
+    return Source(model, processor, family_of(model), read.base, tuple(sorted(read.weights)), read.hyper_parameters)
 
 
 def source_from_model(
@@ -75,22 +73,13 @@ def source_from_model(
             allowed="a checkpoint of a training run, a LLaVA projector for them, or a complete model",
             remedy="checkpoint=PATH, or projector=PATH beside them, or model.vlm=PATH",
         )
-    model, processor = base.load(dtype=dtype or stored_dtype(base), attn_implementation=attn_implementation)
+    model, processor = base.load(dtype=dtype, attn_implementation=attn_implementation)
     family = family_of(model)
     if projector is not None:
         import_projector(model, family, projector)
     return Source(model.eval(), processor, family, base, None, {})
 
 
-def stored_dtype(base: BaseModel) -> torch.dtype:
-    """The dtype in which the language model is stored, as its config says; float32 where it does not say."""
-    name = base.vlm or base.llm
-    assert name is not None  # BaseModel checks it
-    config = AutoConfig.from_pretrained(name)
-    found = config.dtype or config.get_text_config().dtype
-    return found if isinstance(found, torch.dtype) else torch.float32
-
-
 def base_llm_config(base: BaseModel) -> PreTrainedConfig | None:
     """The config of the language model as it was before `<image>` was added; None where only the whole VLM is named."""
-    return None if base.llm is None else AutoConfig.from_pretrained(base.llm)
+    return None if base.llm is None else pretrained(AutoConfig, base.llm, remedy="model.llm=PATH")

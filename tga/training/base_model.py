@@ -10,6 +10,7 @@ import torch
 
 from tga.errors import UserError
 from tga.vlm.assemble import assemble_llava, load_llava
+from tga.vlm.pretrained import stored_dtype
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class BaseModel:
                 "The model is not named in one way", given=given, allowed=allowed, remedy="model.llm=PATH ..."
             )
 
-    def load(self, *, dtype: torch.dtype, attn_implementation: str) -> tuple[Any, Any]:
-        """The model and its processor."""
+    def load(self, *, dtype: torch.dtype | None, attn_implementation: str) -> tuple[Any, Any]:
+        """The model and its processor; dtype None takes the one in which the language model is stored."""
+        dtype = dtype or self.stored_dtype()
         if self.vlm is not None:
             return load_llava(self.vlm, dtype, attn_implementation)
         assert self.llm is not None and self.vision_tower is not None
@@ -53,6 +55,13 @@ class BaseModel:
             attn_implementation=attn_implementation,
             seed=self.seed,
         )
+
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype in which the language model is stored; float32 where its config does not say."""
+        if self.vlm is not None:
+            return stored_dtype(self.vlm, remedy="model.vlm=PATH")
+        assert self.llm is not None
+        return stored_dtype(self.llm, remedy="model.llm=PATH")
 
     def located(self) -> dict[str, Any]:
         """The fields as a plain dict; names that are local directories become absolute paths."""

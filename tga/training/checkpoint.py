@@ -69,11 +69,21 @@ def read_checkpoint(path: Path) -> TrainedWeights:
     return TrainedWeights(path, base, weights, state.get("centre"), int(content["global_step"]), hyper_parameters)
 
 
-def restore_model(path: Path, *, dtype: torch.dtype, attn_implementation: str) -> tuple[Any, Any]:
-    """The VLM of a checkpoint, in eval mode, with its processor: the base model with the trained weights put in."""
-    trained = read_checkpoint(path)
-    model, processor = trained.base.load(dtype=dtype, attn_implementation=attn_implementation)
-    put_weights(model, trained.weights, source=str(path))
+def restore_model(trained: TrainedWeights, *, dtype: torch.dtype | None, attn_implementation: str) -> tuple[Any, Any]:
+    """The VLM of a checkpoint, in eval mode, with its processor: the base model with the trained weights put in.
+
+    dtype: None takes the dtype in which the base model is stored.
+
+    Raises:
+        UserError: the base model is no longer where the checkpoint says, or the weights do not fit it.
+    """
+    try:
+        model, processor = trained.base.load(dtype=dtype, attn_implementation=attn_implementation)
+    except UserError as error:
+        remedy = "put the base model back where the checkpoint names it, or train again from where it is now"
+        problem = f"The base model of the checkpoint {trained.path} cannot be loaded ({error.problem})"
+        raise UserError(problem, given=error.given, allowed=error.allowed, remedy=remedy) from error
+    put_weights(model, trained.weights, source=str(trained.path))
     return model.eval(), processor
 
 

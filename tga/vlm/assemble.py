@@ -7,7 +7,6 @@ the joined model is laid out without storage and takes the modules of its parts.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from transformers import (
 )
 
 from tga.errors import UserError
+from tga.vlm.pretrained import pretrained
 
 IMAGE_TOKEN = "<image>"
 CLIP_TYPES = ("clip", "clip_vision_model")
@@ -90,38 +90,44 @@ def assemble_llava(
 
 
 def load_llava(
-    path: str, dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
+    path: str,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str = "sdpa",
+    *,
+    remedy: str = "model.vlm=PATH, or model=llava_parts with an LLM and a vision tower",
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Load a complete LLaVA directory or hub id, in eval mode, with its processor.
+
+    remedy: what an error tells the caller's user to set.
 
     Raises:
         UserError: it does not exist, is no LLaVA model, or lacks weights.
     """
-    config = _pretrained(AutoConfig, path, remedy="model.vlm=PATH")
+    config = pretrained(AutoConfig, path, remedy=remedy)
     if config.model_type != "llava":
         raise UserError(
             "Not a LLaVA model in the Hugging Face layout",
             given=f"{path} with model_type {config.model_type!r}",
             allowed="model_type 'llava'",
-            remedy="model.vlm=PATH, or model=llava_parts with an LLM and a vision tower",
+            remedy=remedy,
         )
-    loaded, report = _pretrained(
+    loaded, report = pretrained(
         LlavaForConditionalGeneration,
         path,
-        remedy="model.vlm=PATH",
+        remedy=remedy,
         dtype=dtype,
         attn_implementation=attn_implementation,
         output_loading_info=True,
     )
     _check_complete(path, report)
-    processor = _pretrained(LlavaProcessor, path, remedy="model.vlm=PATH", backend=IMAGE_BACKEND)
+    processor = pretrained(LlavaProcessor, path, remedy=remedy, backend=IMAGE_BACKEND)
     return loaded.eval(), processor
 
 
 def _load_llm(
     path: str, dtype: torch.dtype, attn_implementation: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model, report = _pretrained(
+    model, report = pretrained(
         AutoModelForCausalLM,
         path,
         remedy="model.llm=PATH",
@@ -138,14 +144,14 @@ def _load_llm(
             allowed="Llama, Mistral, Qwen2 and their like",
             remedy="model.llm=PATH",
         )
-    tokenizer = _pretrained(AutoTokenizer, path, remedy="model.llm=PATH")
+    tokenizer = pretrained(AutoTokenizer, path, remedy="model.llm=PATH")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return model, tokenizer
 
 
 def _load_vision_tower(path: str, dtype: torch.dtype, attn_implementation: str) -> tuple[CLIPVisionModel, Any]:
-    config = _pretrained(AutoConfig, path, remedy="model.vision_tower=PATH")
+    config = pretrained(AutoConfig, path, remedy="model.vision_tower=PATH")
     if config.model_type not in CLIP_TYPES:
         raise UserError(
             "Not a CLIP vision tower",
@@ -153,7 +159,7 @@ def _load_vision_tower(path: str, dtype: torch.dtype, attn_implementation: str) 
             allowed=", ".join(CLIP_TYPES),
             remedy="model.vision_tower=openai/clip-vit-large-patch14-336",
         )
-    model, report = _pretrained(
+    model, report = pretrained(
         CLIPVisionModel,
         path,
         remedy="model.vision_tower=PATH",
@@ -162,7 +168,7 @@ def _load_vision_tower(path: str, dtype: torch.dtype, attn_implementation: str) 
         output_loading_info=True,
     )
     _check_complete(path, report)
-    return model, _pretrained(AutoImageProcessor, path, remedy="model.vision_tower=PATH", backend=IMAGE_BACKEND)
+    return model, pretrained(AutoImageProcessor, path, remedy="model.vision_tower=PATH", backend=IMAGE_BACKEND)
 
 
 def _check_features(vision: CLIPVisionModel, layer: int, strategy: str) -> None:
@@ -181,21 +187,6 @@ def _check_features(vision: CLIPVisionModel, layer: int, strategy: str) -> None:
             allowed=f"{-depth - 1} to {depth}",
             remedy="model.vision_feature_layer=-2",
         )
-
-
-def _pretrained(loader: Any, path: str, *, remedy: str, **arguments: Any) -> Any:
-    try:
-        return loader.from_pretrained(path, **arguments)
-    except (OSError, ValueError) as error:
-        # A path that is no hub id either: what transformers says of it speaks of the form of hub ids.
-        no_directory = not Path(path).exists() and (Path(path).is_absolute() or path.count("/") > 1)
-        reason = "there is no such directory" if no_directory else str(error).strip().splitlines()[0]
-        raise UserError(
-            f"Cannot load {loader.__name__} from there: {reason}",
-            given=path,
-            allowed="a directory in the Hugging Face layout, or a hub id when the hub can be reached",
-            remedy=remedy,
-        ) from error
 
 
 def _check_complete(path: str, report: dict[str, Any]) -> None:

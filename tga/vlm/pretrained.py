@@ -1,0 +1,72 @@
+"""Loading what transformers keeps in a directory or on the hub: one message where that fails, and no bar of its own.
+
+transformers draws a bar for every set of weights that it puts into a model. Ours are loaded part by part, several
+models in a row, beside progress of our own; so that bar is hidden while we load. Bars of downloads stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+from transformers.utils import logging
+
+from tga.errors import UserError
+
+WEIGHTS_BAR = "Loading weights"
+
+
+def pretrained(loader: Any, path: str, *, remedy: str, **arguments: Any) -> Any:
+    """`loader.from_pretrained(path, **arguments)`.
+
+    Raises:
+        UserError: it cannot be loaded from there; `remedy` says which setting names the path.
+    """
+    try:
+        with without_weights_bar():
+            return loader.from_pretrained(path, **arguments)
+    except (OSError, ValueError) as error:
+        # A path that is no hub id either: what transformers says of it speaks of the form of hub ids.
+        no_directory = not Path(path).exists() and (Path(path).is_absolute() or path.count("/") > 1)
+        reason = "there is no such directory" if no_directory else str(error).strip().splitlines()[0]
+        raise UserError(
+            f"Cannot load {loader.__name__} from there: {reason}",
+            given=path,
+            allowed="a directory in the Hugging Face layout, or a hub id when the hub can be reached",
+            remedy=remedy,
+        ) from error
+
+
+def stored_dtype(path: str, *, remedy: str) -> torch.dtype:
+    """The dtype in which a (language) model is stored, as its config says; float32 where it does not say.
+
+    Raises:
+        UserError: there is no config.
+    """
+    config = pretrained(AutoConfig, path, remedy=remedy)
+    found = config.dtype or config.get_text_config().dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+@contextmanager
+def without_weights_bar() -> Iterator[None]:
+    """Hide the bar of the weights for a block, and leave every other bar and every setting as it was."""
+    set_hook: Callable[[Any], Any] | None = getattr(logging, "set_tqdm_hook", None)
+    if set_hook is None:  # an older transformers: the bar shows
+        yield
+        return
+    previous = set_hook(None)
+
+    def hidden(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        options = {**kwargs, "disable": True} if kwargs.get("desc") == WEIGHTS_BAR else dict(kwargs)
+        return previous(factory, args, options) if previous is not None else factory(*args, **options)
+
+    set_hook(hidden)
+    try:
+        yield
+    finally:
+        set_hook(previous)
