@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny import tiny_picture
-from tga.data.llava_json import load_llava_json, with_neighbours
+from tga.data.llava_json import load_llava_json
+from tga.data.loading import with_neighbours
 from tga.data.sample import Turn
 from tga.errors import UserError
 

@@ -15,7 +15,8 @@ from retrieval_index.errors import RetrievalError
 from retrieval_index.index import CaptionIndex
 from tests.tiny_clip import random_captions, write_pictures, write_tiny_clip, write_tiny_sentence_model
 from tga.data import neighbours
-from tga.data.llava_json import load_llava_json, with_neighbours
+from tga.data.llava_json import load_llava_json
+from tga.data.loading import with_neighbours
 from tga.data.neighbours import Joined, join_neighbours, read_fingerprint
 from tga.errors import UserError
 

@@ -26,7 +26,8 @@ from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
 from tga.cli.common import config_hash, exclusive, hydra_command, plain, prepare, start_run, write_summary
 from tga.cli.train_config import DTYPES, build_objectives, check_choices, projector_calibration, train_settings
 from tga.data.collate import Collator
-from tga.data.llava_json import load_llava_json, with_neighbours
+from tga.data.llava_json import load_llava_json
+from tga.data.loading import with_neighbours
 from tga.data.sample import Sample
 from tga.evaluation.suite import Metric, evaluate, metrics_from_config, read_metric_questions
 from tga.export.run import card_of, export_source
@@ -197,6 +198,7 @@ def _training_summary(result: FitResult, values: Mapping[str, Any]) -> dict[str,
         "guide_gradient_norm": None if math.isnan(norm) else norm,
         "trainable_parameters": result.trainable_parameters,
         **result.losses,
+        **result.figures,
     }
 
 

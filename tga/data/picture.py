@@ -66,10 +66,10 @@ def read_bytes(picture: Picture) -> bytes:
         return data
     if isinstance(picture, TablePicture):
         cell = _cell(picture)
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not isinstance(data, bytes):
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(content, bytes):
             raise OSError("the cell holds no bytes")
-        return data
+        return content
     return picture.read_bytes()
 
 
