@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tga.alignment.objective import PooledSpans
+from tga.alignment.objective import Spans
 from tga.vlm.spans import mean_pool
 
 DATA = Path(__file__).parents[1] / "data"
@@ -20,7 +20,7 @@ DATA = Path(__file__).parents[1] / "data"
 class GuideOracle:
     """Float64 spans pooled from the oracle's hidden states, and its expected values."""
 
-    spans: PooledSpans
+    spans: Spans
     values: dict[str, np.ndarray]
 
 
@@ -37,5 +37,5 @@ def oracle() -> GuideOracle:
     retrieved, has_retrieved = pool_layers(values["hidden"], values["retrieved_mask"])
     caption, has_caption = pool_layers(values["caption_hidden"], values["caption_mask"])
     layers = tuple(range(1, image.shape[0] + 1))
-    spans = PooledSpans(layers, image, caption, retrieved, has_image & has_caption, has_retrieved)
+    spans = Spans(layers, image, caption, retrieved, has_image & has_caption, has_retrieved)
     return GuideOracle(spans, values)

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from tests.alignment.conftest import GuideOracle
-from tga.alignment.objective import PooledSpans
+from tga.alignment.objective import Spans
 from tga.alignment.tga import TGA, cosine, located, paper, released
 from tga.errors import UserError
 
 
-def total(objective: TGA, spans: PooledSpans, progress: float = 0.0) -> torch.Tensor:
+def total(objective: TGA, spans: Spans, progress: float = 0.0) -> torch.Tensor:
     losses = objective.losses(spans, progress)
     assert set(losses) == {"tga_pair", "tga_rank"}
     return losses["tga_pair"] + losses["tga_rank"]
@@ -64,7 +64,7 @@ def test_text_only_and_empty_spans_give_connected_zeros() -> None:
     hidden = torch.zeros(2, 3, 4, requires_grad=True)
     none = torch.zeros(3, dtype=torch.bool)
     for retrieved in (None, torch.zeros(2, 3, 4)):
-        spans = PooledSpans((0, 1), hidden * 1.0, torch.zeros(2, 3, 4), retrieved, none, none)
+        spans = Spans((0, 1), hidden * 1.0, torch.zeros(2, 3, 4), retrieved, none, none)
         for form in ("log", "exp"):
             losses = TGA((0, 1), form=form).losses(spans, 0.0)
             assert losses["tga_pair"].item() == 0.0 and losses["tga_rank"].item() == 0.0
@@ -125,7 +125,7 @@ def test_cosines_of_low_precision_states_are_float32(oracle: GuideOracle) -> Non
 
 def test_perfect_alignment_reaches_the_minimum() -> None:
     vector = torch.randn(1, 1, 8)
-    spans = PooledSpans((0,), vector, vector * 2, -vector, torch.tensor([True]), torch.tensor([True]))
+    spans = Spans((0,), vector, vector * 2, -vector, torch.tensor([True]), torch.tensor([True]))
     losses = located([0]).losses(spans, 0.0)
     assert losses["tga_pair"].item() == pytest.approx(-1.0, abs=1e-6)
     assert losses["tga_rank"].item() == pytest.approx(math.log1p(math.exp(-2.0)), abs=1e-6)

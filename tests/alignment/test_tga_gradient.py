@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from tests.alignment.conftest import GuideOracle
 from tests.tiny import tiny_llava, tiny_picture
-from tga.alignment.objective import PooledSpans
+from tga.alignment.objective import Spans
 from tga.alignment.tga import TGA, located, paper, released
 from tga.vlm.families import family_of
 from tga.vlm.freezing import freeze
@@ -81,7 +81,7 @@ class GuideLoss:
         )
         with torch.no_grad():
             targets = text_hidden_states(self.model, self.family, self.caption_ids, self.caption_attention, layers)
-        spans = PooledSpans(
+        spans = Spans(
             layers,
             torch.stack([mean_pool(states[layer], self.image_mask)[0] for layer in layers]),
             torch.stack([mean_pool(targets[layer], self.caption_mask)[0] for layer in layers]),

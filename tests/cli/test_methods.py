@@ -14,16 +14,18 @@ from tga.alignment.tga import TGA, located, paper, released
 from tga.cli.common import instantiate
 
 LAYERS = 32
+ALL = tuple(range(1, LAYERS + 1))
 LOCATED = [10, 11, 12, 13, 14, 15, 16, 17, 18]
 COMMON = {
     "layers": "all", "pair_weight": 1.0, "rank_weight": 1.0, "reduction": "mean", "form": "log",
     "pair_schedule": "constant", "rank_schedule": "constant", "retrieved": "loss", "centred": False,
-    "retrieved_gradient": False,
+    "retrieved_gradient": False, "target": "caption", "temperature": 0.1,
 }  # fmt: skip
 FADING = {"pair_schedule": "linear_decay", "rank_schedule": "linear_decay"}
 OWN: dict[str, dict[str, Any]] = {
     "tga": {**FADING, "pair_weight": 1.5, "rank_weight": 1.5},
     "tga_centred": {**FADING, "pair_weight": 4.0, "rank_weight": 2.0, "centred": True},
+    "tga_contrastive": {**FADING, "pair_weight": 1.5, "rank_weight": 1.5, "form": "contrastive"},
     "tga_located": {"layers": LOCATED},
     "tga_paper": {"reduction": "sum", "retrieved": "prompt"},
     "tga_released": {
@@ -32,8 +34,9 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 PRESETS = {
-    "tga": TGA(tuple(range(1, LAYERS + 1)), pair_weight=1.5, rank_weight=1.5, **FADING),
-    "tga_centred": TGA(tuple(range(1, LAYERS + 1)), pair_weight=4.0, rank_weight=2.0, **FADING),
+    "tga": TGA(ALL, pair_weight=1.5, rank_weight=1.5, **FADING),
+    "tga_centred": TGA(ALL, pair_weight=4.0, rank_weight=2.0, **FADING),
+    "tga_contrastive": TGA(ALL, pair_weight=1.5, rank_weight=1.5, form="contrastive", **FADING),
     "tga_located": located(LOCATED),
     "tga_paper": paper(LAYERS),
     "tga_released": released(),
@@ -50,7 +53,7 @@ def alignment(method: str, *overrides: str) -> dict[str, Any]:
 
 
 def objective(values: dict[str, Any]) -> TGA:
-    (target,) = values["objectives"]
+    target = values["objectives"]["tga"]
     return instantiate({**target, "layers": resolve_layers(target["layers"], LAYERS)})
 
 
@@ -75,4 +78,4 @@ def test_the_gradient_into_the_retrieved_text_is_a_setting_of_every_method(metho
 
 
 def test_the_baseline_has_no_objective() -> None:
-    assert alignment("baseline") == {"name": "baseline", "retrieved": "none", "centred": False, "objectives": []}
+    assert alignment("baseline") == {"name": "baseline", "retrieved": "none", "centred": False, "objectives": {}}

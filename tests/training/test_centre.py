@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from tests.tiny import SENTENCES, tiny_llava
+from tga.alignment.regap import ReGap
 from tga.alignment.tga import TGA
 from tga.data.collate import Collator
 from tga.errors import UserError
@@ -43,6 +44,9 @@ def test_a_sample_of_captions_is_seeded_and_no_captions_are_refused() -> None:
 
 def test_an_objective_gets_the_rows_of_its_layers() -> None:
     rows = torch.arange(3.0)[:, None].expand(3, 2)
-    objective = with_centre(TGA((1, 9)), rows, (1, 4, 9))
+    objective, other = with_centre([TGA((1, 9)), ReGap()], rows, (1, 4, 9))
     assert isinstance(objective, TGA) and objective.centre is not None
     assert objective.centre.tolist() == [[0.0, 0.0], [2.0, 2.0]]
+    assert isinstance(other, ReGap)
+    with pytest.raises(UserError, match="nothing to centre. Given: ReGap.*alignment.centred=false"):
+        with_centre([ReGap()], rows, (1, 4, 9))

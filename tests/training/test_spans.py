@@ -13,7 +13,7 @@ from tests.tiny import tiny_llava, write_tiny_llava_json
 from tga.alignment.tga import TGA
 from tga.data.collate import Collator
 from tga.data.llava_json import load_llava_json
-from tga.training.spans import pooled_spans
+from tga.training.spans import batch_spans
 from tga.vlm.families import family_of
 from tga.vlm.freezing import freeze
 from tga.vlm.hidden_states import multimodal_hidden_states
@@ -32,7 +32,7 @@ def rank_gradient(work: Path, *, retrieved: str, retrieved_gradient: bool) -> Te
     batch = collator(samples)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "pixel_values": batch.pixel_values}
     _, states = multimodal_hidden_states(model, family, LAYERS, **inputs)
-    spans = pooled_spans(model, family, batch, states, LAYERS)
+    spans = batch_spans(model, family, batch, states, LAYERS)
     TGA(LAYERS, retrieved_gradient=retrieved_gradient).losses(spans, 0.0)["tga_rank"].backward()
     gradient = model.model.language_model.layers[0].self_attn.q_proj.weight.grad
     assert gradient is not None and gradient.abs().sum() > 0

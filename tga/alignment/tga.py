@@ -8,25 +8,35 @@ alone, R_l that of the retrieved text:
 
 The image is drawn to its caption, and closer to it than the retrieved text is. Form "log" is the paper's formula as
 two independent readers give it; form "exp" is what the released code (commit 2e1be15) writes. There the exponential
-leaves the graph and nothing trains; here it is differentiable. With `centre`, the same per-layer vector is subtracted
-from I, C and R before every cosine; that is our option, not the paper's.
+leaves the graph and nothing trains; here it is differentiable.
+
+The rest are our options, not the paper's. `centre`: the same per-layer vector is subtracted from I, C and R before
+every cosine. Form "contrastive": the image must be nearer to its own text than to those of the batch, at each layer
+
+    pair_i = -log( exp(cos(I_i, C_i) / T) / sum_j exp(cos(I_i, C_j) / T) ),    rank as in form "log"
+
+where j runs over i itself and the samples whose text is not the very same (InfoNCE, van den Oord et al. 2018, from
+image to text; T is the temperature). `target`: "retrieved" draws I to R instead of C, and leaves out the ranking term,
+which has no meaning then; "both" takes the mean of the two pair terms and keeps the ranking.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tga.alignment.objective import PooledSpans, mean_present
+from tga.alignment.objective import Spans, figure, mean_present
 from tga.alignment.schedules import schedule_named
 from tga.errors import UserError
 
 REDUCTIONS = ("sum", "mean")
-FORMS = ("log", "exp")
+FORMS = ("log", "exp", "contrastive")
+TARGETS = ("caption", "retrieved", "both")
 RELEASED_LAYERS = tuple(range(10, 19))
 
 
@@ -38,14 +48,20 @@ class TGA:
         layers: layer numbers, 0 = input embeddings.
         pair_weight, rank_weight: weights of the two terms.
         reduction: "sum" or "mean" over the layers; samples are always averaged.
-        form: "log" or "exp", see the module.
+        form: "log", "exp" or "contrastive", see the module.
         pair_schedule, rank_schedule: names in tga.alignment.schedules.
+        target: "caption", "retrieved" or "both", see the module.
+        temperature: of form "contrastive", above 0.
         centre: `[layers, width]`, in the order of `layers`, or None for the raw cosine.
         retrieved_gradient: let the ranking term's gradient flow into R_l as well.
 
     Raises:
-        UserError: an unknown reduction, form or schedule, or no layer.
+        UserError: an unknown reduction, form, target or schedule, a temperature that is not positive, or no layer.
     """
+
+    token_layers: ClassVar[tuple[int, ...]] = ()
+    frozen_language_model_only: ClassVar[bool] = False
+    figure_names: ClassVar[tuple[str, ...]] = ("tga_cosine",)
 
     layers: tuple[int, ...]
     pair_weight: float = 1.0
@@ -54,6 +70,8 @@ class TGA:
     form: str = "log"
     pair_schedule: str = "constant"
     rank_schedule: str = "constant"
+    target: str = "caption"
+    temperature: float = 0.1
     centre: Tensor | None = None
     retrieved_gradient: bool = False
 
@@ -63,32 +81,56 @@ class TGA:
             raise UserError("TGA needs at least one layer", given="[]", remedy="alignment.layers=[0,1,2]")
         _one_of("reduction", self.reduction, REDUCTIONS)
         _one_of("form", self.form, FORMS)
+        _one_of("target", self.target, TARGETS)
         schedule_named(self.pair_schedule)
         schedule_named(self.rank_schedule)
+        if not self.temperature > 0:
+            remedy = "alignment.temperature=0.1"
+            raise UserError("The temperature must be positive", given=self.temperature, allowed="> 0", remedy=remedy)
         if self.centre is not None and (self.centre.dim() != 2 or self.centre.shape[0] != len(self.layers)):
             raise ValueError(f"centre must be [{len(self.layers)}, width], not {list(self.centre.shape)}")
 
-    def losses(self, spans: PooledSpans, progress: float) -> dict[str, Tensor]:
+    def losses(self, spans: Spans, progress: float) -> dict[str, Tensor]:
         """The two weighted terms, "tga_pair" and "tga_rank"; see tga.alignment.objective.Objective.
 
         The ranking term is the mean over samples that have image, caption and retrieved text.
         """
         spans = spans.select(self.layers)
         image, caption = self._centred(spans.image), self._centred(spans.caption.detach())
-        image_caption = cosine(image, caption)
-        pair = -image_caption if self.form == "log" else torch.exp(-image_caption)
-        pair_factor = self.pair_weight * schedule_named(self.pair_schedule)(progress)
-        rank_factor = self.rank_weight * schedule_named(self.rank_schedule)(progress)
-        losses = {"tga_pair": pair_factor * mean_present(self._over_layers(pair), spans.has_pair)}
-        if spans.retrieved is None:
-            losses["tga_rank"] = losses["tga_pair"] * 0.0
-            return losses
-        retrieved = self._centred(spans.retrieved if self.retrieved_gradient else spans.retrieved.detach())
-        margin = cosine(retrieved, caption) - image_caption
-        rank = functional.softplus(margin) if self.form == "log" else torch.exp(margin)
-        present = spans.has_pair & spans.has_retrieved
-        losses["tga_rank"] = rank_factor * mean_present(self._over_layers(rank), present)
-        return losses
+        retrieved = None if spans.retrieved is None else self._centred(spans.retrieved)
+        terms = []
+        if self.target != "retrieved":
+            terms.append(self._pair(image, caption, spans.has_pair, spans.caption_group))
+        if self.target != "caption" and retrieved is not None:
+            terms.append(self._pair(image, retrieved.detach(), spans.has_retrieved, spans.retrieved_group))
+        nothing = image.sum() * 0.0
+        pair = torch.stack(terms).mean() if terms else nothing
+        rank = nothing
+        if self.target != "retrieved" and retrieved is not None:
+            margin = cosine(retrieved if self.retrieved_gradient else retrieved.detach(), caption)
+            margin = margin - cosine(image, caption)
+            shaped = torch.exp(margin) if self.form == "exp" else functional.softplus(margin)
+            rank = mean_present(self._over_layers(shaped), spans.has_pair & spans.has_retrieved)
+        return {
+            "tga_pair": self.pair_weight * schedule_named(self.pair_schedule)(progress) * pair,
+            "tga_rank": self.rank_weight * schedule_named(self.rank_schedule)(progress) * rank,
+        }
+
+    @torch.no_grad()
+    def figures(self, spans: Spans) -> dict[str, Tensor]:
+        """`tga_cosine`: mean of cos(I, C), centred where the loss is, over the layers and the samples with a pair."""
+        spans = spans.select(self.layers)
+        values = cosine(self._centred(spans.image), self._centred(spans.caption)).mean(dim=0)
+        return {"tga_cosine": figure(values, spans.has_pair)}
+
+    def _pair(self, image: Tensor, text: Tensor, present: Tensor, group: Tensor | None) -> Tensor:
+        """The pair term of one target, a scalar: mean over the samples present."""
+        if self.form == "contrastive":
+            values = info_nce(image, text, present, group, self.temperature)
+        else:
+            values = -cosine(image, text)
+            values = torch.exp(values) if self.form == "exp" else values
+        return mean_present(self._over_layers(values), present)
 
     def _centred(self, pooled: Tensor) -> Tensor:
         pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
@@ -98,6 +140,30 @@ class TGA:
 
     def _over_layers(self, values: Tensor) -> Tensor:
         return values.sum(dim=0) if self.reduction == "sum" else values.mean(dim=0)
+
+
+def info_nce(image: Tensor, text: Tensor, present: Tensor, group: Tensor | None, temperature: float) -> Tensor:
+    """-log of the softmax share that each image gives its own text among the texts of the batch, by layer.
+
+    Args:
+        image, text: `[layers, batch, width]`.
+        present: `[batch]` bool; texts of other samples are no negatives.
+        group: `[batch]` int64; texts of equal number are no negatives of each other. None: all differ.
+        temperature: what the cosines are divided by.
+
+    Returns:
+        `[layers, batch]`, not negative; zero where a sample has no negative. Samples not present have numbers too.
+    """
+    with torch.autocast(image.device.type, enabled=False):  # it would multiply the matrices in half precision
+        shares = _unit(image) @ _unit(text).transpose(1, 2) / temperature
+    own = torch.eye(len(present), dtype=torch.bool, device=present.device)
+    different = ~own if group is None else group.unsqueeze(0) != group.unsqueeze(1)
+    shares = shares.masked_fill(~(own | (different & present.unsqueeze(0))), float("-inf"))
+    return torch.logsumexp(shares, dim=2) - shares.diagonal(dim1=1, dim2=2)
+
+
+def _unit(vectors: Tensor, eps: float = 1e-8) -> Tensor:
+    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=eps)
 
 
 def cosine(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:

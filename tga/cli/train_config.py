@@ -34,7 +34,11 @@ def check_choices(values: Mapping[str, Any]) -> None:
         if given not in allowed:
             listed = ", ".join("null" if option is None else str(option) for option in allowed)
             raise UserError(f"{name} has no such option", given=given, allowed=listed, remedy=f"{name}=...")
-    data = values["data"]
+    data, alignment = values["data"], values["alignment"]
+    if alignment.get("target", "caption") != "caption" and alignment["retrieved"] == "none":
+        given = f"alignment.target={alignment['target']}, alignment.retrieved=none"
+        remedy = "alignment.retrieved=loss, or alignment.target=caption"
+        raise UserError("The target is a retrieved text, and none is used", given=given, remedy=remedy)
     if data["captions"] is not None and data["index_dir"] is None:
         raise UserError("data.captions needs a place for its index", remedy="data.index_dir=DIRECTORY")
     if values["alignment"]["retrieved"] != "none" and data["captions"] is None and data["neighbours"] is None:
@@ -73,7 +77,8 @@ def build_objectives(alignment: Mapping[str, Any], layers: int) -> list[Objectiv
     Raises:
         UserError: layers outside of 0..L, or a target that may not be used.
     """
-    return [
-        instantiate({**target, "layers": resolve_layers(target["layers"], layers)})
-        for target in alignment["objectives"]
-    ]
+    made = []
+    for target in alignment["objectives"].values():
+        resolved = {"layers": resolve_layers(target["layers"], layers)} if "layers" in target else {}
+        made.append(instantiate({**target, **resolved}))
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -51,7 +52,7 @@ class Throughput(lightning.Callback):
 
 
 class MetricsFile(lightning.Callback):
-    """One JSON row per `every` optimiser steps: step, loss, its terms, learning rate, samples/s, gradient norm, memory.
+    """One JSON row per `every` optimiser steps: loss, terms, figures, learning rate, samples/s, gradient norm, memory.
 
     The row of step n belongs to the n-th update, counted from 1. A run that continues from step n first drops rows
     beyond it, which the killed process may have written.
@@ -79,6 +80,8 @@ class MetricsFile(lightning.Callback):
         self._written = step
         row: dict[str, float] = {"step": step, "samples": self.throughput.samples, "loss": outputs["loss"].item()}
         row |= {f"loss_{name}": value.item() for name, value in outputs["terms"].items()}
+        figures = {name: value.item() for name, value in outputs["figures"].items()}
+        row |= {name: value for name, value in figures.items() if not math.isnan(value)}
         row["learning_rate"] = pl_module.learning_rate * pl_module.learning_rate_factor(step - 1)
         row["samples_per_s"] = round(self.throughput.samples_per_s, 3)
         row["peak_rss_mib"] = round(peak_rss_mib(), 1)

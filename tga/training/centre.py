@@ -58,16 +58,20 @@ def caption_centre(
     return corpus_mean(pooled())
 
 
-def with_centre(objective: Any, centre: Tensor, layers: tuple[int, ...]) -> Objective:
-    """The objective with the rows of `centre` `[layers, width]` that belong to its own layers.
+def with_centre(objectives: Sequence[Any], centre: Tensor, layers: tuple[int, ...]) -> list[Objective]:
+    """The objectives, each that takes a centre with the rows of `centre` `[layers, width]` that belong to its layers.
 
     Raises:
-        UserError: an objective without a field `centre`.
+        UserError: none of them has a field `centre`.
     """
-    if not any(field.name == "centre" for field in dataclasses.fields(objective)):
-        allowed, remedy = "objectives with a centre, such as TGA", "alignment.centred=false"
-        raise UserError(
-            "This objective cannot be centred", given=type(objective).__name__, allowed=allowed, remedy=remedy
-        )
-    rows = centre[[layers.index(layer) for layer in objective.layers]]
-    return dataclasses.replace(objective, centre=rows)
+    able = [dataclasses.is_dataclass(o) and any(f.name == "centre" for f in dataclasses.fields(o)) for o in objectives]
+    if not any(able):
+        given = ", ".join(type(objective).__name__ for objective in objectives) or "no objective"
+        allowed, remedy = "an objective with a centre, such as TGA", "alignment.centred=false"
+        raise UserError("There is nothing to centre", given=given, allowed=allowed, remedy=remedy)
+    return [
+        dataclasses.replace(objective, centre=centre[[layers.index(layer) for layer in objective.layers]])
+        if centred
+        else objective
+        for objective, centred in zip(objectives, able, strict=True)
+    ]

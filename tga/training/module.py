@@ -3,16 +3,19 @@
     states = hidden states of the multimodal forward at the union of the objectives' layers
     image [layers, batch, width]    = mean over the image tokens, with gradient
     caption, retrieved (same shape) = mean over the text fed to the LLM alone, no gradient
+    tokens [batch, tokens, width]   = image and caption tokens one by one, at the layers where an objective needs them
     loss = lm_weight * LM loss on label positions + sum of the objectives' (already weighted) terms
 
-`step_losses` is a plain function of the module, so that a test can call it without a trainer. The layer numbers are
-those of `tga.vlm.hidden_states`: 0 = input embeddings, 1..L = output of decoder layer l, un-normed.
+An objective with a state observes each training step before its terms are computed. `step_losses` observes nothing:
+it is a plain function of the module, so that a test can call it without a trainer. The layer numbers are those of
+`tga.vlm.hidden_states`: 0 = input embeddings, 1..L = output of decoder layer l, un-normed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -20,14 +23,22 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from tga.alignment.objective import Objective, PooledSpans
+from tga.alignment.objective import Objective, Spans, StatefulObjective
 from tga.data.collate import Batch
 from tga.errors import UserError
 from tga.training.checkpoint import MODEL_PREFIX, require_same, trainable_parameters
-from tga.training.spans import pooled_spans
+from tga.training.spans import batch_spans
 from tga.vlm.families import Family
 from tga.vlm.hidden_states import multimodal_hidden_states
 from tga.vlm.lm_loss import lm_loss
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forward pass: the LM loss, unweighted (None where it has no weight), and the spans (None without objectives)."""
+
+    lm_loss: Tensor | None
+    spans: Spans | None
 
 
 class AlignmentModule(lightning.LightningModule):
@@ -67,6 +78,7 @@ class AlignmentModule(lightning.LightningModule):
         self.strict_loading = False  # only what trains is in a checkpoint: on_load_checkpoint is strict about that
         self.model, self.family, self.objectives = model, family, list(objectives)
         self.layers = tuple(sorted({layer for objective in objectives for layer in objective.layers}))
+        self.token_layers = tuple(sorted({layer for objective in objectives for layer in objective.token_layers}))
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.warmup_steps, self.total_steps, self.min_lr_ratio = warmup_steps, total_steps, min_lr_ratio
         self.lm_weight, self.gradient_norm_every = lm_weight, gradient_norm_every
@@ -77,32 +89,51 @@ class AlignmentModule(lightning.LightningModule):
 
     def step_losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Named weighted scalars; their sum is the loss; "lm" is the LM loss, the others are the objectives'."""
+        return self._losses(self._run(batch), progress)
+
+    def _run(self, batch: Batch) -> Forward:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if batch.pixel_values is not None:
             inputs["pixel_values"] = batch.pixel_values
-        last_hidden, states = multimodal_hidden_states(self.model, self.family, self.layers, **inputs)
+        wanted = {*self.layers, *self.token_layers}
+        last_hidden, states = multimodal_hidden_states(self.model, self.family, wanted, **inputs)
+        lm = lm_loss(self.model, self.family, last_hidden, batch.labels) if self.lm_weight else None
+        if not self.objectives:
+            return Forward(lm, None)
+        return Forward(lm, batch_spans(self.model, self.family, batch, states, self.layers, self.token_layers))
+
+    def _losses(self, forward: Forward, progress: float) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
-        if self.lm_weight:
-            losses["lm"] = self.lm_weight * lm_loss(self.model, self.family, last_hidden, batch.labels)
-        if self.objectives:
-            spans = pooled_spans(self.model, self.family, batch, states, self.layers)
-            for objective in self.objectives:
-                losses.update(_named(objective, spans.select(objective.layers), progress, losses))
+        if forward.lm_loss is not None:
+            losses["lm"] = self.lm_weight * forward.lm_loss
+        for objective in self.objectives:
+            assert forward.spans is not None
+            losses.update(_named(objective, forward.spans, progress, losses))
         return losses
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
-        """The loss and its detached terms.
+        """The loss, its detached terms, and the objectives' figures.
 
         Raises:
             UserError: a term is not finite; the message names the terms and the samples.
         """
-        losses = self.step_losses(batch, self.global_step / max(1, self.total_steps))
+        progress = self.global_step / max(1, self.total_steps)
+        forward = self._run(batch)
+        figures: dict[str, Tensor] = {}
+        if forward.spans is not None:
+            lm = None if forward.lm_loss is None else forward.lm_loss.detach()
+            for objective in self.objectives:
+                if isinstance(objective, StatefulObjective):
+                    objective.observe(lm, forward.spans, progress)
+                figures |= objective.figures(forward.spans)
+        losses = self._losses(forward, progress)
         total = torch.stack([value.float() for value in losses.values()]).sum()
         if not torch.isfinite(total):
             raise _not_finite(losses, batch.ids, self.global_step)
         if self._gradient_norm_is_due():
             self.guide_gradient_norm = self.measure_guide_gradient(losses)
-        return {"loss": total, "terms": {name: value.detach() for name, value in losses.items()}}
+        terms = {name: value.detach() for name, value in losses.items()}
+        return {"loss": total, "terms": terms, "figures": figures}
 
     def measure_guide_gradient(self, losses: Mapping[str, Tensor]) -> float:
         """Norm of the gradient of all terms but the LM loss with respect to the trainable parameters."""
@@ -140,7 +171,7 @@ class AlignmentModule(lightning.LightningModule):
         return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * cosine
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains (and the centre), and the plain hyper-parameters."""
+        """Keep what trains (and the centre), the objectives' states, and the plain hyper-parameters."""
         state: dict[str, Tensor] = {
             MODEL_PREFIX + name: value.detach() for name, value in trainable_parameters(self.model).items()
         }
@@ -148,18 +179,38 @@ class AlignmentModule(lightning.LightningModule):
             state["centre"] = self.centre
         checkpoint["state_dict"] = state
         checkpoint["hyper_parameters"] = self.plain_hyper_parameters
+        checkpoint["objectives"] = {name: objective.state_dict() for name, objective in self._stateful().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose names or shapes are not those of what trains here."""
+        """Refuse a checkpoint whose names or shapes are not those of what trains here; restore the objectives."""
         expected: dict[str, Tensor] = {
             MODEL_PREFIX + name: value for name, value in trainable_parameters(self.model).items()
         }
         if self.centre is not None:
             expected["centre"] = self.centre
         require_same(checkpoint["state_dict"], expected, source=f"a run with {checkpoint.get('hyper_parameters')}")
+        kept, stateful = checkpoint.get("objectives", {}), self._stateful()
+        if set(kept) != set(stateful):
+            raise UserError(
+                "The checkpoint was trained with other objectives",
+                given=sorted(kept),
+                allowed=str(sorted(stateful)),
+                remedy="alignment=NAME of the run to continue, or start a new run",
+            )
+        for name, objective in stateful.items():
+            objective.load_state_dict(kept[name])
+
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        """Names of all that the objectives log beside their terms."""
+        return tuple(name for objective in self.objectives for name in objective.figure_names)
+
+    def _stateful(self) -> dict[str, StatefulObjective]:
+        """The objectives with a state by the name of their class; two of one class would have terms of one name."""
+        return {type(o).__name__: o for o in self.objectives if isinstance(o, StatefulObjective)}
 
 
-def _named(objective: Objective, spans: PooledSpans, progress: float, taken: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _named(objective: Objective, spans: Spans, progress: float, taken: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One objective's terms; two objectives with a term of the same name would hide each other."""
     terms = objective.losses(spans, progress)
     if clash := set(terms) & set(taken):

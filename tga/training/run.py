@@ -29,6 +29,7 @@ from tga.training.checkpoint import latest_checkpoint, read_checkpoint, trainabl
 from tga.training.module import AlignmentModule
 from tga.training.saving import SaveCheckpoints
 from tga.training.settings import Calibration, FitResult, TrainSettings
+from tga.training.stage import refuse_wrong_stage
 from tga.vlm.families import Family, component
 from tga.vlm.freezing import freeze, parameter_table
 from tga.vlm.projector_init import calibrate_projector
@@ -64,6 +65,7 @@ def fit(
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     resume_from = _resolve_checkpoint(ckpt_path, run_dir)
     _prepare_model(model, family, settings, train)
+    refuse_wrong_stage(model, family, objectives)
     console.print(parts_table(parameter_table(model, family)))
     data = _data(samples, collator, settings)
     collator([samples[0]])  # a sample that cannot be put together says so before the model moves
@@ -77,7 +79,7 @@ def fit(
     centre = None
     if centred:
         centre = _centre(model, family, collator, samples, objectives, settings, resume_from, device, console)
-        objectives = [with_centre(objective, centre.to(device), _union(objectives)) for objective in objectives]
+        objectives = with_centre(objectives, centre.to(device), _union(objectives))
     module = _module(model, family, objectives, settings, data, centre, hyper_parameters)
     with _quiet_trainer():
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
@@ -280,6 +282,7 @@ def _result(
         samples_per_s=throughput.samples_per_s,
         guide_gradient_norm=float(last.get("guide_gradient_norm", math.nan)),
         losses={name: value for name, value in last.items() if name.startswith("loss")},
+        figures={name: last[name] for name in module.figure_names if name in last},
         trainable_parameters=sum(p.numel() for p in trainable_parameters(module.model).values()),
         device=device,
     )

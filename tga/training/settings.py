@@ -86,6 +86,7 @@ class FitResult:
         guide_gradient_norm: the objectives' gradient with respect to what trains, at the last measurement; NaN
             without objectives.
         losses: the terms of the last step.
+        figures: what the objectives logged beside their terms at the last step.
         device: where the training ran; the trainer has moved the model back to the CPU since.
     """
 
@@ -96,5 +97,6 @@ class FitResult:
     samples_per_s: float
     guide_gradient_norm: float
     losses: dict[str, float]
+    figures: dict[str, float]
     trainable_parameters: int
     device: torch.device

@@ -1,4 +1,4 @@
-"""From a batch and the captured hidden states to the pooled spans that objectives compare.
+"""From a batch and the captured hidden states to the spans that objectives compare.
 
 The caption C, and the retrieved text R where it is not part of the prompt, go through the language model alone, in
 one call and only up to the deepest layer asked for.
@@ -7,64 +7,118 @@ one call and only up to the deepest layer asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from tga.alignment.objective import PooledSpans
+from tga.alignment.objective import Spans, TokenSpans
 from tga.data.collate import Batch
 from tga.vlm.families import Family
 from tga.vlm.hidden_states import text_hidden_states
-from tga.vlm.spans import mean_pool
+from tga.vlm.spans import mean_pool, pack_tokens
 
 
-def pooled_spans(
-    model: nn.Module, family: Family, batch: Batch, states: Mapping[int, Tensor], layers: tuple[int, ...]
-) -> PooledSpans:
-    """Pool every span of a batch at `layers`.
+def batch_spans(
+    model: nn.Module,
+    family: Family,
+    batch: Batch,
+    states: Mapping[int, Tensor],
+    layers: tuple[int, ...],
+    token_layers: tuple[int, ...] = (),
+) -> Spans:
+    """Every span of a batch, pooled at `layers` and token by token at `token_layers`.
 
     Args:
-        states: layer -> `[batch, tokens, width]` of the multimodal forward.
+        states: layer -> `[batch, tokens, width]` of the multimodal forward, at both sets of layers.
 
     Returns:
         Spans of `[layers, batch, width]` float32. `has_pair`: the sample has a picture and a caption;
-        `has_retrieved`: and a retrieved text besides.
+        `has_retrieved`: a picture and a retrieved text.
     """
+    texts = text_targets(model, family, batch, layers, token_layers)
     image, has_image = pool_layers(states, batch.image_mask, layers)
-    texts = text_targets(model, family, batch, layers)
-    caption, has_caption = texts[0]
     if batch.retrieved_ids is not None:
-        retrieved, has_retrieved = texts[1]
+        retrieved, has_retrieved, retrieved_group = texts[1].pooled, texts[1].present, texts[1].group
     else:
-        # With its gradient, which is not zero where the language model trains; an objective detaches what it keeps fixed.
+        # With its gradient, not zero where the language model trains; an objective detaches what it keeps fixed.
         retrieved, has_retrieved = pool_layers(states, batch.retrieved_mask, layers)
-    has_pair = has_image & has_caption
+        retrieved_group = text_group(batch.input_ids, batch.retrieved_mask)
     any_retrieved = batch.retrieved_ids is not None or bool(batch.retrieved_mask.any())
-    return PooledSpans(layers, image, caption, retrieved if any_retrieved else None, has_pair, has_pair & has_retrieved)
+    caption = texts[0]
+    return Spans(
+        layers,
+        image,
+        caption.pooled,
+        retrieved if any_retrieved else None,
+        has_pair=has_image & caption.present,
+        has_retrieved=has_image & has_retrieved,
+        caption_group=caption.group,
+        retrieved_group=retrieved_group,
+        tokens={
+            layer: TokenSpans(*pack_tokens(states[layer], batch.image_mask), *caption.tokens[layer])
+            for layer in token_layers
+        },
+    )
+
+
+@dataclass(frozen=True)
+class TextTargets:
+    """Texts of a batch as the language model alone sees them.
+
+    Attributes:
+        pooled: `[layers, batch, width]` float32, zeros for an empty text.
+        present: `[batch]` bool, False for an empty text.
+        group: `[batch]` int64, equal numbers for equal texts.
+        tokens: layer -> packed states `[batch, text tokens, width]` and their mask.
+    """
+
+    pooled: Tensor
+    present: Tensor
+    group: Tensor
+    tokens: Mapping[int, tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
 def text_targets(
-    model: nn.Module, family: Family, batch: Batch, layers: tuple[int, ...]
-) -> list[tuple[Tensor, Tensor]]:
-    """Pooled captions, and retrieved texts where the batch has them apart; one call of the language model for both."""
+    model: nn.Module, family: Family, batch: Batch, layers: tuple[int, ...], token_layers: tuple[int, ...] = ()
+) -> list[TextTargets]:
+    """The captions, and the retrieved texts where the batch has them apart; one call of the language model for both.
+
+    Token states are of the captions only.
+    """
     ids, attention, spans = [batch.caption_ids], [batch.caption_attention_mask], [batch.caption_mask]
     if batch.retrieved_ids is not None:
         assert batch.retrieved_attention_mask is not None and batch.retrieved_text_mask is not None
         ids.append(batch.retrieved_ids)
         attention.append(batch.retrieved_attention_mask)
         spans.append(batch.retrieved_text_mask)
-    states = text_hidden_states(model, family, _stack(ids), _stack(attention), layers)
-    pooled, present = pool_layers(states, _stack(spans), layers)
+    wanted = sorted({*layers, *token_layers})
+    stacked = _stack(spans)
+    states = text_hidden_states(model, family, _stack(ids), _stack(attention), wanted)
+    pooled, present = pool_layers(states, stacked, layers)
     size = len(batch.ids)
-    return [(pooled[:, at : at + size], present[at : at + size]) for at in range(0, pooled.shape[1], size)]
+    rows = [slice(at, at + size) for at in range(0, len(stacked), size)]
+    captions = {layer: pack_tokens(states[layer][rows[0]], stacked[rows[0]]) for layer in token_layers}
+    return [
+        TextTargets(pooled[:, row], present[row], text_group(texts, mask), tokens)
+        for row, texts, mask, tokens in zip(rows, ids, spans, (captions, {}), strict=False)
+    ]
 
 
 def pool_layers(states: Mapping[int, Tensor], mask: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Means over a span by layer, `[layers, batch, width]` float32, and which samples have the span, `[batch]` bool."""
-    pooled = [mean_pool(states[layer], mask) for layer in layers]
-    return torch.stack([mean for mean, _ in pooled]), pooled[0][1]
+    pooled = [mean_pool(states[layer], mask)[0] for layer in layers]
+    present = mask.any(dim=1)
+    return torch.stack(pooled) if pooled else torch.zeros(0, len(mask), 0, device=mask.device), present
+
+
+def text_group(ids: Tensor, mask: Tensor) -> Tensor:
+    """Equal numbers for rows whose masked tokens are the same: `[batch]` int64 of `ids`, `mask` `[batch, tokens]`."""
+    order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)  # wherever the span stands in its row
+    spoken = torch.where(mask.gather(1, order), ids.gather(1, order), torch.full_like(ids, -1))
+    return torch.unique(spoken, dim=0, return_inverse=True)[1]
 
 
 def _stack(parts: list[Tensor]) -> Tensor:

@@ -23,3 +23,24 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     inside = torch.where(mask.unsqueeze(-1), hidden, torch.zeros((), dtype=hidden.dtype, device=hidden.device))
     pooled = inside.sum(dim=1, dtype=dtype) / count.clamp(min=1).unsqueeze(-1).to(dtype)
     return pooled, count > 0
+
+
+def pack_tokens(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The states of a span's tokens alone, moved to the left of their rows in their order.
+
+    What stands outside the mask has no influence, whatever it is.
+
+    Args:
+        hidden: `[batch, tokens, width]`, any floating dtype.
+        mask: `[batch, tokens]` bool, True on the tokens of the span.
+
+    Returns:
+        packed `[batch, longest span, width]` float32 (float64 stays float64), zeros behind the last token of a row;
+        mask `[batch, longest span]` bool. The longest span counts as one token at least.
+    """
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    longest = max(1, int(mask.sum(dim=1).max()))
+    order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :longest]
+    kept = mask.gather(1, order)
+    chosen = hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])).to(dtype)
+    return torch.where(kept.unsqueeze(-1), chosen, torch.zeros((), dtype=dtype, device=hidden.device)), kept
