@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,10 @@ from PIL import Image
 from retrieval_index.encoders import EncoderSpec, load_encoder
 from retrieval_index.index import CaptionIndex
 from tests.tiny_clip import random_captions, write_pictures, write_tiny_clip
+from tga.cli import build_index
 from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours, main
+from tga.cli.locks import claimed
+from tga.errors import UserError
 
 CAPTIONS = [*random_captions(19), "A [red] car [/]"]
 
@@ -184,6 +188,23 @@ def test_two_builds_of_faiss_are_refused(call, world: Path, encoder: str, monkey
     code, _, err = call("captions=captions.txt", "out=index", f"encoder.name={encoder}")
     assert code == 1 and "pip uninstall -y faiss-cpu faiss-gpu && pip install faiss-cpu" in err
     assert not (world / "index").exists()
+
+
+def test_two_commands_on_one_place_build_one_after_the_other(
+    call, world: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building = build_index.ensure_index
+    held: list[bool] = []
+
+    def watched(*arguments, **options):
+        with pytest.raises(UserError, match=f"process {os.getpid()}"), claimed(world / "index"):
+            pass
+        held.append(True)
+        return building(*arguments, **options)
+
+    monkeypatch.setattr(build_index, "ensure_index", watched)
+    assert call("captions=captions.txt", "out=index", f"encoder.name={encoder}")[0] == 0
+    assert held == [True] and not (world / ".index.lock").exists()
 
 
 def test_ensure_functions_build_once_and_again_when_the_inputs_change(world: Path, encoder: str) -> None:

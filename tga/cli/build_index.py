@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from retrieval_index.faiss_flat import check_faiss
 from retrieval_index.index import CaptionIndex
 from retrieval_index.store import MANIFEST, read_manifest
 from tga.cli.common import hydra_command, plain, write_summary
+from tga.cli.locks import exclusive
 from tga.data.llava_json import load_llava_json
 from tga.data.neighbours import Joined, fingerprint, join_neighbours, read_fingerprint
 from tga.errors import UserError
@@ -213,15 +214,16 @@ def main(config: DictConfig) -> Path:
         spec = CaptionIndex(out).spec
         choice = EncoderChoice(spec.kind, spec.name, spec.pretrained, choice.device, choice.precision)
     summary: dict[str, Any] = {}
-    if captions is not None:
-        files = [captions] if isinstance(captions, str) else captions
-        k = settings["k"] if query or data else 1
-        built = ensure_index(
-            [Path(file) for file in files], out, choice, **settings["index"], k=k, overwrite=settings["overwrite"]
-        )
-        summary |= {"index_built": built, "index_s": round(time.perf_counter() - started, 3)}
-    if data is not None and root is not None:
-        summary |= _join(settings, out, Path(data), root, choice)
+    with exclusive(out.absolute()) if captions is not None or data is not None else nullcontext():
+        if captions is not None:
+            files = [captions] if isinstance(captions, str) else captions
+            k = settings["k"] if query or data else 1
+            built = ensure_index(
+                [Path(file) for file in files], out, choice, **settings["index"], k=k, overwrite=settings["overwrite"]
+            )
+            summary |= {"index_built": built, "index_s": round(time.perf_counter() - started, 3)}
+        if data is not None and root is not None:
+            summary |= _join(settings, out, Path(data), root, choice)
     if query is not None:
         print_neighbours(out, Path(query), choice, k=settings["k"])
     if summary:

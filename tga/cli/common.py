@@ -8,7 +8,6 @@ turn them into values.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -27,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from retrieval_index.errors import RetrievalError
+from tga.cli.locks import exclusive
 from tga.errors import UserError
 from tga.files import atomic_path, write_json
 
@@ -129,16 +129,6 @@ def _unknown_config(error: MissingConfigException) -> UserError:
     return UserError(
         f"There is no {group or 'config'} of this name", given=option, allowed=error.options, remedy=remedy
     )
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Let one process at a time make what stands at `path`; others wait. The lock file beside it is left there."""
-    lock = Path(path).parent / f".{Path(path).name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

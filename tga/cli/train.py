@@ -23,7 +23,8 @@ from rich.table import Table
 
 from tga.alignment.objective import Objective
 from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
-from tga.cli.common import config_hash, exclusive, hydra_command, plain, prepare, start_run, write_summary
+from tga.cli.common import config_hash, hydra_command, plain, prepare, start_run, write_summary
+from tga.cli.locks import exclusive
 from tga.cli.train_config import DTYPES, build_objectives, check_choices, projector_calibration, train_settings
 from tga.data.collate import Collator
 from tga.data.llava_json import load_llava_json
