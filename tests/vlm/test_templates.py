@@ -102,7 +102,12 @@ def test_a_template_that_raises_is_one_message() -> None:
 @pytest.mark.parametrize(
     ("turns", "template", "image", "message"),
     [
-        (TURNS, "vicuna_v2", True, "Allowed: plain, vicuna_v1, tokenizer"),
+        (
+            TURNS,
+            "vicuna_v2",
+            True,
+            "Allowed: plain, vicuna_v1, llava_llama_2, mistral_instruct, instructblip, tokenizer",
+        ),
         ([("human", "hi")], "plain", False, "Allowed: system, user, assistant"),
         (TURNS, "plain", False, "in a conversation without a picture"),
         ([("user", "hi"), ("assistant", "<image>")], "plain", True, "in a turn of the assistant"),

@@ -1,7 +1,8 @@
-"""Samples -> one batch: tokens, labels, span masks, pixel values, and the texts fed to the language model alone.
+"""Samples -> one batch: tokens, labels, span masks, pictures, and the texts fed to the language model alone.
 
 Prompts and texts are padded on the right. Pictures are decoded one by one and go through the image processor
-together. The image tokens are written out by us and must equal what the vision tower gives (`tga.vlm.image_tokens`).
+together. What a picture becomes is the processor's business (`tga.vlm.pictures`); that the model agrees is checked
+before the training (`tga.vlm.image_tokens`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -19,6 +21,7 @@ from tga.data.picture import load_picture
 from tga.data.sample import IMAGE_MARKER, Sample
 from tga.errors import UserError
 from tga.vlm.lm_loss import IGNORED_LABEL
+from tga.vlm.pictures import Pictures
 from tga.vlm.templates import render
 from tga.vlm.token_spans import Encoded, encode, encode_text
 
@@ -32,7 +35,8 @@ class Batch:
     Attributes:
         ids: the samples' ids.
         input_ids, attention_mask, labels: `[batch, tokens]` int64; labels are -100 where ignored.
-        pixel_values: `[P, 3, height, width]` float32, None without pictures.
+        pixel_values: float32, in the layout of the family (LLaVA-1.5: `[P, 3, height, width]`), None without pictures.
+        picture_inputs: what else the model's forward takes because of the pictures, by argument.
         image_mask, retrieved_mask: `[batch, tokens]` bool; the latter is False throughout where no text is in the
             prompt.
         caption_ids, caption_attention_mask: `[batch, caption tokens]` int64; caption_mask: bool, without padding and
@@ -54,6 +58,14 @@ class Batch:
     retrieved_ids: Tensor | None = None
     retrieved_attention_mask: Tensor | None = None
     retrieved_text_mask: Tensor | None = None
+    picture_inputs: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """What the model's forward takes, by argument."""
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.pixel_values is not None:
+            inputs |= {"pixel_values": self.pixel_values, **self.picture_inputs}
+        return inputs
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
@@ -65,6 +77,7 @@ class Batch:
 
     def _map(self, function: Any) -> Batch:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["picture_inputs"] = {name: function(tensor) for name, tensor in self.picture_inputs.items()}
         return Batch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
@@ -72,9 +85,10 @@ class Collator:
     """Builds batches of one template; it can be sent to data workers.
 
     Args:
-        processor: a LlavaProcessor; its tokenizer and image processor are used.
-        template: "plain", "vicuna_v1" or "tokenizer", see `tga.vlm.templates`.
-        image_tokens: of one picture, from `tga.vlm.image_tokens.check_image_tokens`.
+        processor: of a supported family (`tga.vlm.families`); its tokenizer and image processor are used.
+        template: a name of `tga.vlm.templates.TEMPLATES`.
+        image_tokens: of one picture, from `tga.vlm.image_tokens.check_image_tokens`; where the number depends on the
+            picture it is not used.
         retrieved: "prompt": the retrieved text stands before the image; "loss": it is fed to the language model
             alone; "none".
         max_length: tokens of a prompt, and of a caption or retrieved text; what is longer is cut at its end.
@@ -89,8 +103,7 @@ class Collator:
             raise UserError(
                 "Unknown use of the retrieved text", given=retrieved, allowed=allowed, remedy="alignment.retrieved=..."
             )
-        self.tokenizer, self.image_processor = processor.tokenizer, processor.image_processor
-        self.image_token = processor.image_token
+        self.tokenizer, self.picture_codec = processor.tokenizer, Pictures(processor)
         self.template, self.image_tokens, self.retrieved, self.max_length = (
             template,
             image_tokens,
@@ -107,24 +120,28 @@ class Collator:
             UserError: a picture that cannot be read, or a prompt whose image tokens do not fit into `max_length`; it
                 names the sample.
         """
-        prompts = [self._prompt(sample) for sample in samples]
+        images = [[load_picture(image, sample.id) for image in sample.images] for sample in samples]
+        prompts = [
+            self._prompt(sample, [image.size for image in own]) for sample, own in zip(samples, images, strict=True)
+        ]
         input_ids = self._pad([prompt.input_ids for prompt in prompts], self.pad_token_id)
         attention = self._pad([torch.ones_like(prompt.input_ids) for prompt in prompts], 0)
-        with_image = [sample for sample in samples if sample.images]
         captions = self.texts([sample.caption or "" for sample in samples])
         apart: Sequence[Tensor | None] = (None, None, None)
         if self.retrieved == "loss":
             apart = self.texts(["\n".join(sample.neighbours) for sample in samples])
+        pictures = self._picture_inputs(images, prompts, input_ids)
         return Batch(
             [sample.id for sample in samples],
             input_ids,
             attention,
             self._pad([prompt.labels for prompt in prompts], IGNORED_LABEL),
-            self.pictures(with_image) if with_image else None,
+            pictures.pop("pixel_values", None),
             self._pad([prompt.image_mask for prompt in prompts], 0),
             self._pad([prompt.retrieved_mask for prompt in prompts], 0),
             *captions,
             *apart,
+            picture_inputs=pictures,
         )
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,24 +161,42 @@ class Collator:
     def pictures(self, samples: Sequence[Sample]) -> Tensor:
         """`[pictures, 3, height, width]` float32, in the order of the samples and of the pictures of each.
 
+        For families whose pictures are such a tensor and nothing else (LLaVA-1.5).
+
         Raises:
             UserError: a file that is no picture or cannot be read.
         """
         images = [load_picture(image, sample.id) for sample in samples for image in sample.images]
-        return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        return self.picture_codec.inputs(images, [[] for _ in images])["pixel_values"]
 
-    def _prompt(self, sample: Sample) -> Encoded:
-        """Tokens of one sample, cut to `max_length`."""
+    def _picture_inputs(
+        self, images: Sequence[Sequence[Image.Image]], prompts: Sequence[Encoded], input_ids: Tensor
+    ) -> dict[str, Tensor]:
+        """All pictures of the batch, in the order in which their tokens stand in it; empty without pictures."""
+        if not any(images):
+            return {}
+        asked = [_before_the_answer(prompt) for prompt, own in zip(prompts, images, strict=True) for _ in own]
+        inputs = self.picture_codec.inputs([image for own in images for image in own], asked)
+        return inputs | self.picture_codec.token_inputs(input_ids)
+
+    def _prompt(self, sample: Sample, sizes: Sequence[tuple[int, int]] | None = None) -> Encoded:
+        """Tokens of one sample, cut to `max_length`; `sizes` are the width and height of its pictures."""
+        codec = self.picture_codec
         retrieved = "\n".join(sample.neighbours) if self.retrieved == "prompt" else ""
         rendered = render(
-            [(turn.role, turn.text.replace(IMAGE_MARKER, self.image_token)) for turn in sample.turns],
+            [(turn.role, turn.text.replace(IMAGE_MARKER, codec.token)) for turn in sample.turns],
             template=self.template,
             tokenizer=self.tokenizer,
             image=bool(sample.images),
             retrieved=retrieved or None,
-            image_token=self.image_token,
+            image_token=codec.token,
+            picture=codec.text,
         )
-        encoded = encode(rendered, self.tokenizer, image_tokens=self.image_tokens, image_token=self.image_token)
+        if codec.vary and sizes is not None:
+            image_tokens: int | list[tuple[int, ...]] = [codec.tokens(size) for size in sizes]
+        else:
+            image_tokens = self.image_tokens
+        encoded = encode(rendered, self.tokenizer, image_tokens=image_tokens, image_token=codec.token)
         kept = slice(None, self.max_length)
         if int(encoded.image_mask.sum()) != int(encoded.image_mask[kept].sum()):
             end = _last(encoded.image_mask) + 1
@@ -183,6 +218,12 @@ class Collator:
     @staticmethod
     def _pad(rows: list[Tensor], value: int) -> Tensor:
         return pad_sequence(rows, batch_first=True, padding_value=value)
+
+
+def _before_the_answer(prompt: Encoded) -> list[int]:
+    """The tokens up to the first label: what is known when the model begins to answer."""
+    answer = (prompt.labels != IGNORED_LABEL).nonzero().flatten().tolist()
+    return prompt.input_ids[: answer[0] if answer else None].tolist()
 
 
 def _last(mask: Tensor) -> int:

@@ -100,14 +100,7 @@ def _pooled_images(
     """Image spans [layers, batch, width] float32 of the pairs' own prompts."""
     pictures = [pair.image for pair in pairs if pair.image is not None]
     batch = prompt_batch(model, processor, family, rows, pictures, padding_side="right")
-    _, states = multimodal_hidden_states(
-        model,
-        family,
-        layers,
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        pixel_values=batch.pixel_values,
-    )
+    _, states = multimodal_hidden_states(model, family, layers, **batch.model_inputs())
     return _pool(states, layers, batch.input_ids == image_token_id(model, family))
 
 

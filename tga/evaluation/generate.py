@@ -1,13 +1,15 @@
 """Greedy answers in batches: left padding, a KV cache, and rows that leave the batch when they have ended.
 
 The prompt runs through the whole VLM when it holds pictures and through the language model alone when it does not;
-every later token runs through the language model alone, for the pictures are in the cache by then. Questions of
+every later token runs through the language model alone, for the pictures are in the cache by then; a model that counts
+positions its own way after pictures (Qwen2.5-VL) says by how much they are shifted. Questions of
 similar length share a batch. The answers are those of `model.generate(do_sample=False)` (tested), in the order of the
 questions.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -71,9 +73,9 @@ def greedy_tokens(
     mask = batch.attention_mask
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config.get_text_config())
-    logits = step(batch.input_ids, mask, positions, cache, batch.pixel_values)
+    logits, shift = step(batch.model_inputs(), positions, cache)
     rows = torch.arange(len(answers), device=mask.device)
-    last = positions[:, -1:]
+    last = positions[:, -1:] + shift
     for produced in range(1, max_new_tokens + 1):
         token = logits.argmax(dim=-1)
         going = ~torch.isin(token, ends)
@@ -87,7 +89,7 @@ def greedy_tokens(
             token, mask, rows, last = token[kept], mask[kept], rows[kept], last[kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         last = last + 1
-        logits = step(token[:, None], mask, last, cache, None)
+        logits, _ = step({"input_ids": token[:, None], "attention_mask": mask}, last, cache)
     return answers
 
 
@@ -111,20 +113,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-Step = Callable[[Tensor, Tensor, Tensor, DynamicCache, Tensor | None], Tensor]
+Step = Callable[[dict[str, Tensor], Tensor, DynamicCache], tuple[Tensor, Tensor | int]]
 
 
 def _next_logits(model: Any, family: Family) -> Step:
-    """A function to the logits [batch, vocabulary] of the next token; only the last position meets the head."""
+    """A function to the logits [batch, vocabulary] of the next token, and what a prompt with pictures adds to the
+    positions of later tokens ([batch, 1] or 0); only the last position meets the head.
+    """
     decoder, head = component(model, family.language_model), component(model, family.lm_head)
 
-    def step(
-        input_ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, pixel_values: Tensor | None
-    ) -> Tensor:
-        given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
-        if pixel_values is None:
-            return head(decoder(input_ids=input_ids, **given).last_hidden_state[:, -1])
-        return model(input_ids=input_ids, pixel_values=pixel_values, logits_to_keep=1, **given).logits[:, -1]
+    def step(inputs: dict[str, Tensor], positions: Tensor, cache: DynamicCache) -> tuple[Tensor, Tensor | int]:
+        given: dict[str, Any] = {**inputs, "past_key_values": cache, "use_cache": True}
+        if "pixel_values" not in inputs:
+            return head(decoder(position_ids=positions, **given).last_hidden_state[:, -1]), 0
+        if family.rope_deltas is None:
+            return model(position_ids=positions, logits_to_keep=1, **given).logits[:, -1], 0
+        logits = model(logits_to_keep=1, **given).logits[:, -1]
+        return logits, operator.attrgetter(family.rope_deltas)(model)
 
     return step
 

@@ -7,8 +7,9 @@ the words alone. Tokens and image tokens are made exactly as in training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,32 @@ from tga.evaluation.questions import Question
 from tga.vlm.families import Family, component
 from tga.vlm.image_tokens import check_image_tokens
 from tga.vlm.padding import pad_rows, padding_id
+from tga.vlm.pictures import Pictures, to_model
 from tga.vlm.templates import render
 from tga.vlm.token_spans import encode
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Padded prompts: input_ids, attention_mask [batch, tokens] int64; pixel_values [pictures, 3, h, w] or None."""
+    """Padded prompts with their pictures.
+
+    Attributes:
+        input_ids, attention_mask: [batch, tokens] int64.
+        pixel_values: in the layout of the family (LLaVA-1.5: [pictures, 3, h, w]), None without pictures.
+        picture_inputs: what else the model's forward takes because of the pictures, by argument.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     pixel_values: Tensor | None
+    picture_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """What the model's forward takes, by argument."""
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.pixel_values is not None:
+            inputs |= {"pixel_values": self.pixel_values, **self.picture_inputs}
+        return inputs
 
 
 def prompt_rows(
@@ -47,7 +63,9 @@ def prompt_rows(
     Raises UserError for an unknown template, or where processor and vision tower disagree on the image tokens.
     """
     pictured = any(question.image is not None for question in questions)
-    image_tokens = check_image_tokens(model, family, processor) if pictured else 1
+    if pictured:
+        check_image_tokens(model, family, processor)
+    codec = Pictures(processor, family)
     templates = {"chat": chat_template, "plain": plain_template}
     rows = []
     for question in questions:
@@ -57,9 +75,11 @@ def prompt_rows(
             tokenizer=processor.tokenizer,
             image=question.image is not None,
             add_generation_prompt=True,
-            image_token=processor.image_token,
+            image_token=codec.token,
+            picture=codec.text,
         )
-        encoded = encode(rendered, processor.tokenizer, image_tokens=image_tokens, image_token=processor.image_token)
+        image_tokens = [] if question.image is None else [codec.tokens(_size(question.image) if codec.vary else None)]
+        encoded = encode(rendered, processor.tokenizer, image_tokens=image_tokens, image_token=codec.token)
         rows.append(encoded.input_ids.tolist())
     return rows
 
@@ -80,15 +100,28 @@ def prompt_batch(
     ids, mask = pad_rows(rows, padding_id(processor.tokenizer), padding_side, model.device)
     if not pictures:
         return PromptBatch(ids, mask, None)
-    images = [_open(picture) for picture in pictures]
-    pixels = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    codec = Pictures(processor, family)
+    inputs = codec.inputs([_open(picture) for picture in pictures], rows) | codec.token_inputs(ids)
     dtype = next(component(model, family.vision_tower).parameters()).dtype
-    return PromptBatch(ids, mask, pixels.to(model.device, dtype))
+    moved = to_model(inputs, model.device, dtype)
+    return PromptBatch(ids, mask, moved.pop("pixel_values"), moved)
+
+
+def _size(picture: Path) -> tuple[int, int]:
+    """Width and height, read from the file's head."""
+    with _readable(picture), Image.open(picture) as image:
+        return image.size
 
 
 def _open(picture: Path) -> Image.Image:
+    with _readable(picture), Image.open(picture) as image:
+        return image.convert("RGB")
+
+
+@contextmanager
+def _readable(picture: Path) -> Iterator[None]:
+    """A picture that cannot be read as a UserError."""
     try:
-        with Image.open(picture) as image:
-            return image.convert("RGB")
+        yield
     except OSError as error:
         raise UserError(f"a picture cannot be read ({error})", given=picture, remedy="replace or remove it") from error

@@ -15,7 +15,8 @@ PARTS = ("vision_tower", "projector", "language_model")
 def freeze(model: nn.Module, family: Family, train: Collection[str]) -> None:
     """Let exactly the parts in `train` train; the others get no gradient and stay in eval mode.
 
-    The language model includes its head. A head tied to the embeddings follows the language model.
+    The language model includes its head. A head tied to the embeddings follows the language model. A projector that lies
+    within the vision tower is no part of it.
 
     Args:
         train: names out of "projector", "language_model", "vision_tower".
@@ -38,20 +39,21 @@ def freeze(model: nn.Module, family: Family, train: Collection[str]) -> None:
             for module in _modules(model, family, part):
                 module.requires_grad_(True)
                 module.train()
+    if "projector" not in train:
+        component(model, family.projector).requires_grad_(False).eval()
 
 
 def parameter_table(model: nn.Module, family: Family) -> list[tuple[str, int, int]]:
-    """Rows (part, trainable parameters, frozen parameters); a shared parameter counts once, where it comes first.
+    """Rows (part, trainable parameters, frozen parameters); a shared parameter counts once, first for the projector.
 
     The last row, "other", stands only where the model has parameters outside the three parts.
     """
     seen: set[int] = set()
-    rows = []
-    for part in PARTS:
-        counts = {True: 0, False: 0}
+    counted = {part: {True: 0, False: 0} for part in PARTS}
+    for part in ("projector", "vision_tower", "language_model"):
         for module in _modules(model, family, part):
-            _count(module, seen, counts)
-        rows.append((part, counts[True], counts[False]))
+            _count(module, seen, counted[part])
+    rows = [(part, counts[True], counts[False]) for part, counts in counted.items()]
     rest = {True: 0, False: 0}
     _count(model, seen, rest)
     if sum(rest.values()):

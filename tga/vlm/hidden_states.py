@@ -85,23 +85,31 @@ def multimodal_hidden_states(
     """One forward pass of the whole model: the last normed hidden state, and the states of `layers`.
 
     Logits are computed for a single position only; the LM loss takes the normed state (tga.vlm.lm_loss). Without
-    pictures the results still hang on the projector by a zero, so that a text-only batch gives it a zero gradient
-    instead of none, which distributed training would wait for.
+    pictures the language model runs alone, and the results still hang on the projector by a zero, so that a text-only
+    batch gives it a zero gradient instead of none, which distributed training would wait for.
 
     Args:
-        inputs: what the model's forward takes, such as input_ids, attention_mask, pixel_values.
+        inputs: what the model's forward takes, such as input_ids, attention_mask, pixel_values and what else the
+            family needs of its pictures (`tga.vlm.pictures`).
 
     Returns:
         last hidden state `[batch, tokens, width]` after the final norm, and layer number -> `[batch, tokens, width]`.
     """
+    pictured = inputs.get("pixel_values") is not None
     last: list[Tensor] = []
     handle = component(model, family.final_norm).register_forward_hook(lambda _m, _a, output: last.append(output))
     try:
         with capture_hidden_states(model, family, layers) as states:
-            model(**inputs, logits_to_keep=1, use_cache=False)
+            if pictured:
+                model(**inputs, logits_to_keep=1, use_cache=False)
+            else:
+                given = {
+                    name: value for name, value in inputs.items() if name not in ("pixel_values", family.token_types)
+                }
+                component(model, family.language_model)(**given, use_cache=False)
     finally:
         handle.remove()
-    if inputs.get("pixel_values") is None and torch.is_grad_enabled():
+    if not pictured and torch.is_grad_enabled():
         zero = _zero_of(component(model, family.projector))
         return last[0] + zero.to(last[0]), {layer: state + zero.to(state) for layer, state in states.items()}
     return last[0], states

@@ -1,4 +1,4 @@
-"""How many image tokens a picture becomes: what the processor writes against what the tower gives."""
+"""How many image tokens a picture becomes: what the processor writes against what the model puts there."""
 
 from __future__ import annotations
 
@@ -7,34 +7,49 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import ProcessorMixin
 
 from tga.errors import UserError
-from tga.vlm.families import Family, component, image_token_id
+from tga.vlm.families import Family, component
+from tga.vlm.pictures import GREY_SIZE, Pictures, to_model
+
+WIDE_SIZE = (640, 320)
 
 
 class _ProjectorReached(Exception):
     """Ends the vision path before the projector runs."""
 
 
-def check_image_tokens(model: nn.Module, family: Family, processor: ProcessorMixin) -> int:
-    """Image tokens per picture, after checking on a grey picture that processor and vision tower agree.
+def check_image_tokens(model: nn.Module, family: Family, processor: Any) -> int:
+    """Image tokens of a small square picture, after checking on grey pictures that processor and model agree.
+
+    Where the number depends on the picture, a wide one is tried as well; ask `tga.vlm.pictures.Pictures.count` for the
+    number of any other.
 
     Raises:
-        UserError: they do not; the message shows both sides.
+        UserError: they do not agree; the message shows both sides.
     """
-    probe: Any = processor(images=[Image.new("RGB", (64, 64), "grey")], text=processor.image_token, return_tensors="pt")
-    written = int((probe["input_ids"] == image_token_id(model, family)).sum())
-    given = projector_inputs(model, family, probe["pixel_values"]).shape[1]
-    if written != given:
-        raise UserError(
-            "Processor and vision tower disagree on the number of image tokens of a picture",
-            given=f"the processor writes {written}, the tower gives {given}",
-            allowed="equal numbers",
-            remedy="set the processor's patch_size, vision_feature_select_strategy and num_additional_image_tokens "
-            "to the tower's (processor_config.json)",
-        )
-    return given
+    pictures = Pictures(processor, family)
+    for size in (GREY_SIZE, WIDE_SIZE) if pictures.vary else (GREY_SIZE,):
+        written, given = pictures.count(size), _tokens_given(model, family, pictures, size)
+        if written != given:
+            raise UserError(
+                "Processor and vision tower disagree on the number of image tokens of a picture",
+                given=f"the processor writes {written}, the tower gives {given} ({size[0]} x {size[1]} pixels)",
+                allowed="equal numbers",
+                remedy="set the processor's patch_size, vision_feature_select_strategy and num_additional_image_tokens "
+                "to the tower's (processor_config.json)",
+            )
+    return pictures.count(GREY_SIZE)
+
+
+@torch.no_grad()
+def _tokens_given(model: Any, family: Family, pictures: Pictures, size: tuple[int, int]) -> int:
+    """Vectors that the model puts in the place of the image tokens of a grey picture."""
+    inputs = pictures.inputs([Image.new("RGB", size, "grey")], [pictures.tokens(size)])
+    parameter = next(component(model, family.vision_tower).parameters())
+    found = model.get_image_features(**to_model(inputs, parameter.device, parameter.dtype))
+    features = getattr(found, "pooler_output", found)
+    return sum(int(vectors.reshape(-1, vectors.shape[-1]).shape[0]) for vectors in features)
 
 
 @torch.no_grad()

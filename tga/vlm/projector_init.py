@@ -28,8 +28,16 @@ def calibrate_projector(
         output_std_ratio: standard deviation of the projector's output over that of the input embeddings, > 0.
 
     Raises:
-        UserError: eps or ratio not positive, or a first layer without bias.
+        UserError: eps or ratio not positive, a first layer without bias, or a family whose projector is not fresh.
     """
+    if family.tokens_vary or family.question_tokenizer is not None:
+        remedy = "model.calibration=null leaves the projector as it is"
+        raise UserError(
+            "The start of this family's projector cannot be calibrated",
+            given=family.name,
+            allowed="llava",
+            remedy=remedy,
+        )
     for name, value in (("eps", eps), ("output_std_ratio", output_std_ratio)):
         if not value > 0:
             remedy = f"model.calibration.{name}=VALUE, or model.calibration=null"
@@ -37,7 +45,7 @@ def calibrate_projector(
                 f"{name} of the projector's start must be positive", given=value, allowed="> 0", remedy=remedy
             )
     projector = component(model, family.projector)
-    first, last = (component(projector, name) for name in family.projector_layers)
+    first, last = (component(projector, name) for name in (family.projector_layers[0], family.projector_layers[-1]))
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     if first.bias is None:
         raise UserError(

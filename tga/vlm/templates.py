@@ -1,18 +1,18 @@
 """Conversation -> prompt text, with the places of the assistant's words and of the retrieved text in it.
 
-Three templates: `plain` is LLaVA's first stage (`{bos}[retrieved\\n]<image>\\n{caption}{eos}`; the user's words are
-dropped where there is an image), `vicuna_v1` the format of LLaVA-1.5's second stage, `tokenizer` the chat template
-that the tokenizer brings. All are rendered by the same Jinja code.
+The templates are those of `tga.vlm.chat_templates`, or the chat template that the tokenizer brings ("tokenizer"). All
+are rendered by the same Jinja code.
 
 Places are found without searching for text: each turn goes into the template between two Unicode noncharacters,
 which are read off and removed after rendering. That works for any template that repeats the text unchanged, also
-those that do not mark the assistant's turn with `{% generation %}`. Retrieved text stands before the image.
+those that do not mark the assistant's turn with `{% generation %}`. Retrieved text stands before the image, except in
+a format whose pictures come before everything.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,25 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tga.errors import UserError
+from tga.vlm.chat_templates import BUILT_IN, OF_THE_TOKENIZER, TEMPLATES, ChatTemplate
 
-PLAIN = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['content'] }}{{ '\n' }}{% endif %}{% endfor %}"
-)
-VICUNA_V1 = (
-    "{{ bos_token }}{% if messages[0]['role'] != 'system' %}"
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. {% endif %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'] }}{{ ' ' }}"
-    "{% elif message['role'] == 'user' %}{{ 'USER: ' }}{{ message['content'] }}{{ ' ' }}"
-    "{% else %}{{ 'ASSISTANT: ' }}"
-    "{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-TEMPLATES = ("plain", "vicuna_v1", "tokenizer")
 ROLES = ("system", "user", "assistant")
 
 _ASSISTANT, _USER, _RETRIEVED = "\ufdd0\ufdd1", "\ufdd2\ufdd3", "\ufdd4\ufdd5"
@@ -61,6 +44,31 @@ class Rendered:
     retrieved: tuple[int, int] | None
 
 
+@dataclass(frozen=True)
+class _Message:
+    """One turn; a part is a marked text, or None where a picture stands."""
+
+    role: str
+    parts: tuple[str | None, ...]
+
+    def as_text(self, picture: str) -> dict[str, Any]:
+        """Pictures as text; a single one and the retrieved text end their line."""
+        alone = self.parts.count(None) == 1
+        pieces = []
+        for number, part in enumerate(self.parts):
+            ends_line = number + 1 < len(self.parts) and ((part is None and alone) or _is_retrieved(part))
+            pieces.append((picture if part is None else part) + ("\n" if ends_line else ""))
+        return {"role": self.role, "content": "".join(pieces)}
+
+    def as_list(self) -> dict[str, Any]:
+        """Pictures as parts of their own, as the templates of vision-language models read them."""
+        content: list[dict[str, str]] = []
+        for part in self.parts:
+            text = None if part is None else part + ("\n" if _is_retrieved(part) else "")
+            content.append({"type": "image"} if text is None else {"type": "text", "text": text})
+        return {"role": self.role, "content": content}
+
+
 def render(
     turns: Sequence[tuple[str, str]],
     *,
@@ -70,6 +78,7 @@ def render(
     retrieved: str | None = None,
     add_generation_prompt: bool = False,
     image_token: str = "<image>",
+    picture: str | None = None,
 ) -> Rendered:
     """Render a conversation.
 
@@ -77,40 +86,62 @@ def render(
         turns: (role, text) pairs, roles "system", "user", "assistant". Where a user turn holds one image token, it
             moves to the turn's beginning, as LLaVA does; where `image` is True and no turn holds one, it is added
             to the first user turn.
-        template: "plain", "vicuna_v1" or "tokenizer".
+        template: a name of `tga.vlm.chat_templates.TEMPLATES`.
         image: the conversation has a picture.
         retrieved: text to put before the image (or before the first user turn of a conversation without one).
         add_generation_prompt: end where the model's answer begins.
+        picture: what stands for a picture in the prompt where that is more than `image_token`, which is within it.
 
     Raises:
         UserError: an unknown template or role, an image token without a picture, or a chat template that refuses the
             conversation or alters its text.
     """
-    messages = _messages(turns, template, image, retrieved, image_token)
-    chat_template = _chat_template(template, tokenizer)
-    marked, generated = _render_jinja(messages, chat_template, tokenizer, add_generation_prompt)
-    if not _complete(marked, messages):
-        listed = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
-        marked, generated = _render_jinja(listed, chat_template, tokenizer, add_generation_prompt)
-    if not _complete(marked, messages):
+    chat = _chat_template(template, tokenizer)
+    picture = picture or image_token
+    messages = _messages(turns, chat, image, retrieved, image_token)
+    pictures = sum(message.parts.count(None) for message in messages)
+    if chat.picture_first:
+        messages = [_Message(m.role, tuple(part for part in m.parts if part is not None)) for m in messages]
+    expected = 0 if chat.picture_first else pictures
+    marked, generated = "", []
+    for content in _forms(messages, template, picture, bool(expected)):
+        marked, generated = _render_jinja(content, chat.jinja, tokenizer, add_generation_prompt)
+        if _complete(marked, messages) and marked.count(image_token) == expected and _in_order(marked, image_token):
+            break
+    else:
         raise UserError(
             "The chat template drops or alters the text of a turn, so its tokens cannot be told apart",
             given=f"template {template!r}",
             allowed="a template that repeats each turn unchanged",
             remedy="data.template=vicuna_v1",
         )
-    spans = generated or _spans_with_end(marked, tokenizer.eos_token)
+    spans = generated or _spans_with_end(marked, tokenizer)
     places = _spans(marked, _RETRIEVED)
+    head = picture * pictures if chat.picture_first else ""
     return Rendered(
-        text=_MARKS.sub("", marked),
-        assistant=tuple(_unmarked(marked, span) for span in spans),
-        retrieved=_unmarked(marked, places[0]) if places else None,
+        text=head + _MARKS.sub("", marked),
+        assistant=tuple(_unmarked(marked, span, len(head)) for span in spans),
+        retrieved=_unmarked(marked, places[0], len(head)) if places else None,
     )
 
 
+def _forms(messages: Sequence[_Message], template: str, picture: str, pictured: bool) -> Iterator[list[dict[str, Any]]]:
+    """The forms in which a template may want the messages, the most telling first.
+
+    A tokenizer's template that knows pictures is given them as parts, so that it writes them its own way; one that
+    does not gets texts.
+    """
+    texts = [message.as_text(picture) for message in messages]
+    if template == OF_THE_TOKENIZER and pictured:
+        yield [message.as_list() for message in messages]
+    yield texts
+    if template == OF_THE_TOKENIZER:
+        yield [{**text, "content": [{"type": "text", "text": text["content"]}]} for text in texts]
+
+
 def _messages(
-    turns: Sequence[tuple[str, str]], template: str, image: bool, retrieved: str | None, image_token: str
-) -> list[dict[str, Any]]:
+    turns: Sequence[tuple[str, str]], chat: ChatTemplate, image: bool, retrieved: str | None, image_token: str
+) -> list[_Message]:
     _check_turns(turns, image, image_token)
     users = [i for i, (role, _) in enumerate(turns) if role == "user"]
     if (image or retrieved) and not users:
@@ -120,13 +151,14 @@ def _messages(
     holder = (with_image or users or [-1])[0]
     messages = []
     for i, (role, text) in enumerate(turns):
+        marks = {"user": _USER, "assistant": _ASSISTANT}.get(role, "")
         if i in with_image:
-            text = _image_first(text, image_token, words=template != "plain")
-        if role in ("user", "assistant"):
-            text = _mark(text, _USER if role == "user" else _ASSISTANT)
+            parts = _parts(text, image_token, words=chat.words, marks=marks)
+        else:
+            parts = [_mark(text, marks)]
         if retrieved and i == holder:
-            text = _mark(retrieved.replace(image_token, ""), _RETRIEVED) + "\n" + text
-        messages.append({"role": role, "content": text})
+            parts = [_mark(retrieved.replace(image_token, ""), _RETRIEVED), *parts]
+        messages.append(_Message(role, tuple(parts)))
     return messages
 
 
@@ -142,29 +174,33 @@ def _check_turns(turns: Sequence[tuple[str, str]], image: bool, image_token: str
             raise UserError(problem, given=ascii(text[:200]), remedy="take it out")
 
 
-def _image_first(text: str, image_token: str, words: bool) -> str:
+def _parts(text: str, image_token: str, words: bool, marks: str) -> list[str | None]:
+    """A user's turn with pictures: a single one comes first, several stay where they are."""
     count = text.count(image_token)
-    if count > 1 and words:
-        return text
-    rest = text.replace(image_token, "").strip() if words else ""
-    head = image_token * max(count, 1)
-    return f"{head}\n{rest}" if rest else head
+    if not words:
+        return [None] * max(count, 1)
+    if count <= 1:
+        rest = text.replace(image_token, "").strip()
+        return [None, _mark(rest, marks)] if rest else [None]
+    parts: list[str | None] = []
+    for number, piece in enumerate(text.split(image_token)):
+        parts += [None] if number else []
+        parts += [_mark(piece, marks)] if piece else []
+    return parts
 
 
-def _chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    if template == "plain":
-        return PLAIN
-    if template == "vicuna_v1":
-        return VICUNA_V1
-    if template == "tokenizer":
+def _chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    if template in BUILT_IN:
+        return BUILT_IN[template]
+    if template == OF_THE_TOKENIZER:
         own = tokenizer.chat_template
         own = own.get("default") if isinstance(own, dict) else own
         if own:
-            return str(own)
+            return ChatTemplate(str(own))
         raise UserError(
             "The tokenizer has no chat template",
             given=tokenizer.name_or_path or type(tokenizer).__name__,
-            allowed="plain, vicuna_v1",
+            allowed=", ".join(BUILT_IN),
             remedy="data.template=vicuna_v1",
         )
     raise UserError("Unknown template", given=template, allowed=", ".join(TEMPLATES), remedy="data.template=...")
@@ -173,7 +209,7 @@ def _chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
 def _render_jinja(
     messages: list[dict[str, Any]], chat_template: str, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Marked text and, where the template says them, the assistant's spans in it."""
+    """Marked text and, where the template says them, the assistant's spans in it; no text where it fails on lists."""
     marks_generation = re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
     specials = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     try:
@@ -185,6 +221,8 @@ def _render_jinja(
             **specials,
         )
     except (TemplateError, TypeError) as error:
+        if any(isinstance(message["content"], list) for message in messages):
+            return "", []  # a template of plain texts: it gets them next
         raise UserError(
             f"The chat template refuses the conversation: {error}",
             given=[message["role"] for message in messages],
@@ -195,7 +233,11 @@ def _render_jinja(
 
 
 def _mark(text: str, marks: str) -> str:
-    return marks[0] + text + marks[1]
+    return f"{marks[0]}{text}{marks[1]}" if marks else text
+
+
+def _is_retrieved(part: str | None) -> bool:
+    return part is not None and part.startswith(_RETRIEVED[0])
 
 
 def _spans(marked: str, marks: str) -> list[tuple[int, int]]:
@@ -203,25 +245,35 @@ def _spans(marked: str, marks: str) -> list[tuple[int, int]]:
     return [(m.start() + 1, m.end() - 1) for m in re.finditer(f"{marks[0]}[^{marks[1]}]*{marks[1]}", marked)]
 
 
-def _spans_with_end(marked: str, eos_token: str | None) -> list[tuple[int, int]]:
-    """Assistant turns and, where it follows, the end-of-sequence token."""
+def _spans_with_end(marked: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """Assistant turns and the special token that ends each, where one follows."""
+    known = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    ends = sorted((known | {tokenizer.eos_token or ""}) - {"", tokenizer.bos_token}, key=len, reverse=True)
+    pattern = re.compile(r"\s*(?:" + "|".join(map(re.escape, ends)) + ")") if ends else None
     spans = []
     for start, end in _spans(marked, _ASSISTANT):
-        follows = re.match(r"\s*" + re.escape(eos_token), marked[end + 1 :]) if eos_token else None
-        spans.append((start, end + 1 + follows.end() if follows else end))
+        follows = pattern.match(marked, end + 1) if pattern else None
+        spans.append((start, follows.end() if follows else end))
     return spans
 
 
-def _unmarked(marked: str, span: tuple[int, int]) -> tuple[int, int]:
-    start, end = (place - len(_MARKS.findall(marked[:place])) for place in span)
+def _unmarked(marked: str, span: tuple[int, int], shift: int) -> tuple[int, int]:
+    start, end = (place - len(_MARKS.findall(marked[:place])) + shift for place in span)
     return start, end
 
 
-def _complete(marked: str, messages: list[dict[str, Any]]) -> bool:
+def _complete(marked: str, messages: Sequence[_Message]) -> bool:
     """Every marked text of the messages stands in the rendering, unchanged and once."""
-    wanted = sorted(
-        m for message in messages for m in re.findall("[\ufdd0-\ufdd5][^\ufdd0-\ufdd5]*", message["content"])
-    )
-    found = sorted(re.findall("[\ufdd0-\ufdd5][^\ufdd0-\ufdd5]*", marked))
-    starts = {_ASSISTANT[0], _USER[0], _RETRIEVED[0]}
-    return [w for w in wanted if w[0] in starts] == [f for f in found if f[0] in starts]
+    texts = "".join(part for message in messages for part in message.parts if part is not None)
+    return sorted(_marked_texts(marked)) == sorted(_marked_texts(texts))
+
+
+def _marked_texts(text: str) -> list[str]:
+    """What stands between marks, with the opening one."""
+    return [found for pair in (_ASSISTANT, _USER, _RETRIEVED) for found in re.findall(f"{pair[0]}[^{pair[1]}]*", text)]
+
+
+def _in_order(marked: str, image_token: str) -> bool:
+    """The retrieved text, where there is one, stands before the first picture."""
+    place, first = marked.find(_RETRIEVED[0]), marked.find(image_token)
+    return place < 0 or first < 0 or place < first

@@ -1,7 +1,7 @@
 """Rendered prompt -> tokens, labels and span masks, through the fast tokenizer's offset mapping.
 
-`<image>` is expanded to the number of image tokens of a picture before tokenizing, so the ids go into the model as
-they are. A token belongs to a span when their characters overlap: no magic offsets, no searching for token ids.
+The one image token of each picture is replaced by the tokens that the processor writes for it, so the ids go into the
+model as they are. A token belongs to a span when their characters overlap: no magic offsets, no searching for token ids.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Encoded:
         labels: `[tokens]` int64, -100 outside the assistant's words.
         image_mask: `[tokens]` bool, True on image tokens.
         retrieved_mask: `[tokens]` bool, True on the retrieved text.
-        images: number of pictures, each of `image_tokens` tokens.
+        images: number of pictures.
     """
 
     input_ids: Tensor
@@ -38,17 +38,22 @@ class Encoded:
 
 
 def encode(
-    rendered: Rendered, tokenizer: PreTrainedTokenizerBase, *, image_tokens: int, image_token: str = "<image>"
+    rendered: Rendered,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    image_tokens: int | Sequence[Sequence[int]],
+    image_token: str = "<image>",
 ) -> Encoded:
     """Tokens and masks of a rendered prompt.
 
     Args:
         rendered: from `tga.vlm.templates.render`; it spells out its special tokens, none are added.
         tokenizer: a fast tokenizer that knows `image_token` as one token.
-        image_tokens: image tokens per picture, see `tga.vlm.image_tokens.check_image_tokens`.
+        image_tokens: the ids that each picture becomes, in order (`tga.vlm.pictures.Pictures.tokens`), or a number:
+            so many image tokens for every picture.
 
     Raises:
-        UserError: a slow tokenizer, or one that splits the image token.
+        UserError: a slow tokenizer, one that splits the image token, or another number of pictures than expected.
     """
     if not tokenizer.is_fast:
         raise UserError(
@@ -56,27 +61,26 @@ def encode(
             given=type(tokenizer).__name__,
             remedy="save the tokenizer with a tokenizer.json (AutoTokenizer.from_pretrained(..., use_fast=True))",
         )
-    text, places = _expand_images(rendered.text, image_token, image_tokens)
-    moved = _Shift(places, len(image_token) * (image_tokens - 1), len(image_token))
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    input_ids = torch.tensor(encoding["input_ids"], dtype=torch.long)
-    offsets = torch.tensor(encoding["offset_mapping"], dtype=torch.long).reshape(-1, 2)
-    image_mask = input_ids == tokenizer.convert_tokens_to_ids(image_token)
-    if int(image_mask.sum()) != len(places) * image_tokens:
+    encoding = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
+    image_id, pictures = tokenizer.convert_tokens_to_ids(image_token), rendered.text.count(image_token)
+    expansions = [[image_id] * image_tokens] * pictures if isinstance(image_tokens, int) else image_tokens
+    found = encoding["input_ids"].count(image_id)
+    if found != pictures or len(expansions) != pictures:
         raise UserError(
-            f"The tokenizer does not keep {image_token} as one token",
-            given=f"{int(image_mask.sum())} image tokens in the prompt",
-            allowed=f"{len(places)} pictures x {image_tokens} tokens",
+            f"The tokenizer does not keep {image_token} as one token, or pictures and text do not match",
+            given=f"{found} image tokens for {len(expansions)} pictures",
+            allowed=f"{pictures}, as many as the text has",
             remedy="add it as a special token, as model=llava_parts does",
         )
-    spoken = overlapping(offsets, [moved.span(span) for span in rendered.assistant])
-    retrieved = overlapping(offsets, [moved.span(rendered.retrieved)] if rendered.retrieved else [])
+    ids, places = _expanded(encoding["input_ids"], encoding["offset_mapping"], image_id, expansions)
+    input_ids, offsets = torch.tensor(ids, dtype=torch.long), torch.tensor(places, dtype=torch.long).reshape(-1, 2)
+    spoken = overlapping(offsets, rendered.assistant)
     return Encoded(
         input_ids=input_ids,
         labels=torch.where(spoken, input_ids, torch.full_like(input_ids, IGNORED_LABEL)),
-        image_mask=image_mask,
-        retrieved_mask=retrieved,
-        images=len(places),
+        image_mask=input_ids == image_id,
+        retrieved_mask=overlapping(offsets, [rendered.retrieved] if rendered.retrieved else []),
+        images=pictures,
     )
 
 
@@ -93,26 +97,18 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Tensor, 
     return torch.tensor(start + ids, dtype=torch.long), torch.tensor(mask, dtype=torch.bool)
 
 
-@dataclass(frozen=True)
-class _Shift:
-    """Moves character places by what the expanded images before them added."""
-
-    places: Sequence[int]
-    added: int
-    width: int
-
-    def span(self, span: tuple[int, int]) -> tuple[int, int]:
-        start, end = (place + self.added * sum(p + self.width <= place for p in self.places) for place in span)
-        return start, end
-
-
-def _expand_images(text: str, image_token: str, image_tokens: int) -> tuple[str, list[int]]:
-    """The text with each image token repeated, and where they stood in the text given."""
-    places, start = [], text.find(image_token)
-    while start >= 0:
-        places.append(start)
-        start = text.find(image_token, start + len(image_token))
-    return text.replace(image_token, image_token * image_tokens), places
+def _expanded(
+    ids: Sequence[int], places: Sequence[tuple[int, int]], image_id: int, expansions: Sequence[Sequence[int]]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and their characters, each image token replaced by the next expansion, which keeps its characters."""
+    following = iter(expansions)
+    new_ids: list[int] = []
+    new_places: list[tuple[int, int]] = []
+    for identity, place in zip(ids, places, strict=True):
+        tokens = next(following) if identity == image_id else (identity,)
+        new_ids.extend(tokens)
+        new_places.extend([place] * len(tokens))
+    return new_ids, new_places
 
 
 def overlapping(offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
