@@ -35,7 +35,7 @@ from tga.vlm.lm_loss import lm_loss
 
 @dataclass(frozen=True)
 class Forward:
-    """A forward pass: the LM loss, unweighted (None where it has no weight), and the spans (None without objectives)."""
+    """A forward pass: the LM loss, unweighted (None where it has no weight); the spans (None without objectives)."""
 
     lm_loss: Tensor | None
     spans: Spans | None
