@@ -117,7 +117,7 @@ def _turns(record: Record) -> list[Turn] | Problem:
         entries = [{"from": "human", "value": ""}, {"from": "gpt", "value": record.caption}]
     try:
         turns = [Turn(ROLES[_either(entry, "from", "role")], _either(entry, "value", "content")) for entry in entries]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         return Problem(MALFORMED, FORM)
     if not all(isinstance(turn.text, str) for turn in turns):
         return Problem(MALFORMED, FORM)
@@ -129,7 +129,8 @@ def _turns(record: Record) -> list[Turn] | Problem:
 
 
 def _either(entry: Any, first: str, second: str) -> Any:
-    return entry[first] if first in entry else entry[second]
+    """The value of the first key, else of the second: a table may have both columns, one of them empty."""
+    return entry[first] if entry.get(first) is not None else entry[second]
 
 
 def inside(name: str, root: Path) -> Path | Problem:
