@@ -127,21 +127,25 @@ class Collator:
         input_ids = self._pad([prompt.input_ids for prompt in prompts], self.pad_token_id)
         attention = self._pad([torch.ones_like(prompt.input_ids) for prompt in prompts], 0)
         captions = self.texts([sample.caption or "" for sample in samples])
-        apart: Sequence[Tensor | None] = (None, None, None)
+        apart: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
         if self.retrieved == "loss":
             apart = self.texts(["\n".join(sample.neighbours) for sample in samples])
         pictures = self._picture_inputs(images, prompts, input_ids)
         return Batch(
-            [sample.id for sample in samples],
-            input_ids,
-            attention,
-            self._pad([prompt.labels for prompt in prompts], IGNORED_LABEL),
-            pictures.pop("pixel_values", None),
-            self._pad([prompt.image_mask for prompt in prompts], 0),
-            self._pad([prompt.retrieved_mask for prompt in prompts], 0),
-            *captions,
-            *apart,
+            ids=[sample.id for sample in samples],
+            input_ids=input_ids,
+            attention_mask=attention,
+            labels=self._pad([prompt.labels for prompt in prompts], IGNORED_LABEL),
+            pixel_values=pictures.pop("pixel_values", None),
             picture_inputs=pictures,
+            image_mask=self._pad([prompt.image_mask for prompt in prompts], 0),
+            retrieved_mask=self._pad([prompt.retrieved_mask for prompt in prompts], 0),
+            caption_ids=captions[0],
+            caption_attention_mask=captions[1],
+            caption_mask=captions[2],
+            retrieved_ids=apart[0],
+            retrieved_attention_mask=apart[1],
+            retrieved_text_mask=apart[2],
         )
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:

@@ -92,11 +92,8 @@ class AlignmentModule(lightning.LightningModule):
         return self._losses(self._run(batch), progress)
 
     def _run(self, batch: Batch) -> Forward:
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if batch.pixel_values is not None:
-            inputs["pixel_values"] = batch.pixel_values
         wanted = {*self.layers, *self.token_layers}
-        last_hidden, states = multimodal_hidden_states(self.model, self.family, wanted, **inputs)
+        last_hidden, states = multimodal_hidden_states(self.model, self.family, wanted, **batch.model_inputs())
         lm = lm_loss(self.model, self.family, last_hidden, batch.labels) if self.lm_weight else None
         if not self.objectives:
             return Forward(lm, None)

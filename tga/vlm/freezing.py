@@ -15,8 +15,8 @@ PARTS = ("vision_tower", "projector", "language_model")
 def freeze(model: nn.Module, family: Family, train: Collection[str]) -> None:
     """Let exactly the parts in `train` train; the others get no gradient and stay in eval mode.
 
-    The language model includes its head. A head tied to the embeddings follows the language model. A projector that lies
-    within the vision tower is no part of it.
+    The language model includes its head. A head tied to the embeddings follows the language model. A projector that
+    lies within the vision tower is no part of it.
 
     Args:
         train: names out of "projector", "language_model", "vision_tower".

@@ -31,13 +31,8 @@ def calibrate_projector(
         UserError: eps or ratio not positive, a first layer without bias, or a family whose projector is not fresh.
     """
     if family.tokens_vary or family.question_tokenizer is not None:
-        remedy = "model.calibration=null leaves the projector as it is"
-        raise UserError(
-            "The start of this family's projector cannot be calibrated",
-            given=family.name,
-            allowed="llava",
-            remedy=remedy,
-        )
+        problem, remedy = "The start of this family's projector cannot be calibrated", "model.calibration=null"
+        raise UserError(problem, given=family.name, allowed="llava", remedy=remedy)
     for name, value in (("eps", eps), ("output_std_ratio", output_std_ratio)):
         if not value > 0:
             remedy = f"model.calibration.{name}=VALUE, or model.calibration=null"

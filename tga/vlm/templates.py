@@ -103,7 +103,8 @@ def render(
     if chat.picture_first:
         messages = [_Message(m.role, tuple(part for part in m.parts if part is not None)) for m in messages]
     expected = 0 if chat.picture_first else pictures
-    marked, generated = "", []
+    marked = ""
+    generated: list[tuple[int, int]] = []
     for content in _forms(messages, template, picture, bool(expected)):
         marked, generated = _render_jinja(content, chat.jinja, tokenizer, add_generation_prompt)
         if _complete(marked, messages) and marked.count(image_token) == expected and _in_order(marked, image_token):

@@ -1,7 +1,7 @@
 """Rendered prompt -> tokens, labels and span masks, through the fast tokenizer's offset mapping.
 
 The one image token of each picture is replaced by the tokens that the processor writes for it, so the ids go into the
-model as they are. A token belongs to a span when their characters overlap: no magic offsets, no searching for token ids.
+model as they are. A token belongs to a span when their characters overlap: no magic offsets, no searching for ids.
 """
 
 from __future__ import annotations
