@@ -25,7 +25,8 @@ ROOMS = {
     "training": {"alignment", "data", "vlm"},
     "evaluation": {"training", "alignment", "data", "vlm"},
     "export": {"training", "alignment", "data", "vlm"},
-    "cli": {"training", "evaluation", "export", "alignment", "data", "vlm"},
+    "steering": {"alignment", "data", "vlm"},
+    "cli": {"training", "evaluation", "export", "steering", "alignment", "data", "vlm"},
     "mini": {"evaluation", "data", "vlm"},
 }  # fmt: skip
 # The modules beside the rooms serve them all.
