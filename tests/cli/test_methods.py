@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from tga.alignment.layers import resolve_layers
+from tga.alignment.regap import ReGap
 from tga.alignment.tga import TGA, located, paper, released
 from tga.cli.common import instantiate
 
@@ -75,6 +76,17 @@ def test_an_override_reaches_the_objective() -> None:
 def test_the_gradient_into_the_retrieved_text_is_a_setting_of_every_method(method: str) -> None:
     assert not objective(alignment(method)).retrieved_gradient
     assert objective(alignment(method, "alignment.retrieved_gradient=true")).retrieved_gradient
+
+
+def test_regap_alone_and_with_centred_tga() -> None:
+    values = alignment("regap")
+    made = instantiate(values["objectives"]["regap"])
+    assert vars(made) == vars(ReGap()) and (values["retrieved"], values["centred"]) == ("none", False)
+    both = alignment("tga_regap", "alignment.regap.weight=0.5", "alignment.pair_weight=7")
+    assert {key: both[key] for key in OWN["tga_centred"]} == {**OWN["tga_centred"], "pair_weight": 7}
+    assert both["name"] == "tga_regap" and both["retrieved"] == "loss" and list(both["objectives"]) == ["regap", "tga"]
+    assert instantiate(both["objectives"]["regap"]).alpha == 0.5
+    assert objective(both).pair_weight == 7
 
 
 def test_the_baseline_has_no_objective() -> None:
