@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,34 @@ def test_end_tokens_come_from_tokenizer_and_generation_config() -> None:
     model, processor, _ = varied_llava()
     model.generation_config.eos_token_id = [7, 5]
     assert end_token_ids(model, processor) == (1, 5, 7)
+
+
+def test_a_corrected_model_hears_of_every_batch_with_pictures_and_of_rows_that_end(questions: list[Question]) -> None:
+    model, processor, family = varied_llava()
+    asked: list[list[str]] = []
+    present: list[list[str]] = []
+
+    class Noted:
+        def __init__(self, ids: list[str]) -> None:
+            self.ids = ids
+
+        def keep(self, rows: torch.Tensor) -> None:
+            self.ids = [self.ids[row] for row in rows.tolist()]
+            present.append(self.ids)
+
+    @contextmanager
+    def steer(batch: Sequence[Question]) -> Iterator[Noted]:
+        asked.append([question.id for question in batch])
+        with torch.no_grad():
+            model.lm_head.weight[7] *= 3.0
+            yield Noted(asked[-1])
+            model.lm_head.weight[7] /= 3.0
+
+    settings = {"batch_size": 5, "max_new_tokens": 12, "show_progress": False}
+    plain = answer_questions(model, processor, family, questions, **settings)
+    steered = answer_questions(model, processor, family, questions, steer=steer, **settings)
+    with_pictures = {question.id for question in questions if question.image is not None}
+    assert {identity for batch in asked for identity in batch} == with_pictures and len(asked) == 2
+    assert present and all(set(ids) < with_pictures for ids in present)
+    changed = {q.id for q, ours, theirs in zip(questions, steered, plain, strict=True) if ours != theirs}
+    assert changed and changed <= with_pictures

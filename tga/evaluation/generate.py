@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,17 @@ from transformers import DynamicCache
 from tga.evaluation.prompts import PromptBatch, prompt_batch, prompt_rows
 from tga.evaluation.questions import Question
 from tga.vlm.families import Family, component
+
+
+class Steered(Protocol):
+    """What a corrected model must hear of a batch."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Rows [kept] int64 of the batch that go on; the others have ended."""
+
+
+# What corrects the model while it answers a batch of questions with pictures.
+Steer = Callable[[Sequence[Question]], AbstractContextManager[Steered]]
 
 
 def answer_questions(
@@ -36,11 +47,14 @@ def answer_questions(
     max_new_tokens: int = 48,
     description: str = "answering",
     show_progress: bool = True,
+    steer: Steer | None = None,
 ) -> list[str]:
     """Greedy answers to the questions, one string each, without special tokens and outer blanks.
 
     chat_template, plain_template: names of `tga.vlm.templates` for questions of format "chat" and "plain".
     batch_size: pictures (or text questions) that are processed at once. Deterministic for a given batch size.
+    steer: opened around each batch of questions with pictures. What it corrects is the shift by a picture, so questions
+    in words alone are answered by the model as it is.
     """
     templates = {"chat_template": chat_template, "plain_template": plain_template}
     answers = [""] * len(questions)
@@ -51,7 +65,11 @@ def answer_questions(
             pictures = [picture for row in rows if (picture := questions[row].image) is not None]
             chosen = [prompts[row] for row in rows]
             batch = prompt_batch(model, processor, family, chosen, pictures, padding_side="left")
-            tokens = greedy_tokens(model, family, batch, end_ids=ends, max_new_tokens=max_new_tokens)
+            correcting = steer([questions[row] for row in rows]) if steer and pictures else nullcontext()
+            with correcting as steered:
+                tokens = greedy_tokens(
+                    model, family, batch, end_ids=ends, max_new_tokens=max_new_tokens, steered=steered
+                )
             decoded = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
             for row, answer in zip(rows, decoded, strict=True):
                 answers[row] = answer.strip()
@@ -61,11 +79,18 @@ def answer_questions(
 
 @torch.inference_mode()
 def greedy_tokens(
-    model: Any, family: Family, batch: PromptBatch, *, end_ids: Sequence[int], max_new_tokens: int
+    model: Any,
+    family: Family,
+    batch: PromptBatch,
+    *,
+    end_ids: Sequence[int],
+    max_new_tokens: int,
+    steered: Steered | None = None,
 ) -> list[list[int]]:
     """The most likely continuation of each prompt, without the end token; at most `max_new_tokens` tokens.
 
     batch: left-padded prompts [batch, tokens] with the pictures of all rows, or without any.
+    steered: is told which rows go on.
     """
     step = _next_logits(model, family)
     ends = torch.tensor(list(end_ids), device=batch.input_ids.device)
@@ -86,6 +111,8 @@ def greedy_tokens(
         if not bool(going.all()):  # rows that have ended leave the batch and its cache
             kept = going.nonzero().squeeze(1)
             cache.batch_select_indices(kept)
+            if steered is not None:
+                steered.keep(kept)
             token, mask, rows, last = token[kept], mask[kept], rows[kept], last[kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         last = last + 1

@@ -18,7 +18,7 @@ from typing import Any
 
 from tga.errors import UserError
 from tga.evaluation.cosines import pair_cosines
-from tga.evaluation.generate import answer_questions
+from tga.evaluation.generate import Steer, answer_questions
 from tga.evaluation.judges import JUDGES, JUDGES_WITH_EXPECTED
 from tga.evaluation.questions import Question, read_questions, read_toxic_scenes
 from tga.evaluation.rates import Rate, wilson
@@ -151,8 +151,12 @@ def measure(
     max_new_tokens: int,
     seed: int,
     show_progress: bool,
+    steer: Steer | None = None,
 ) -> tuple[dict[str, float], list[Judged]]:
-    """Flat values and judged answers of one model on questions that are already read; writes nothing."""
+    """Flat values and judged answers of one model on questions that are already read; writes nothing.
+
+    steer: corrects the model while it answers questions with pictures; cosines are always those of the model itself.
+    """
     values: dict[str, float] = {}
     judged: list[Judged] = []
     answered: dict[tuple[Path, str | None], list[str]] = {}  # metrics on the same questions share the answers
@@ -176,6 +180,7 @@ def measure(
                 max_new_tokens=max_new_tokens,
                 description=f"{model_name}: {name}",
                 show_progress=show_progress,
+                steer=steer,
                 **templates,
             )
         rows = _judge(model_name, name, metric.judge, asked, answered[source])
