@@ -11,6 +11,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -44,9 +45,9 @@ class Encoder(Protocol):
         ...
 
     def encode_images(
-        self, paths: Sequence[Path], *, batch_size: int, report: Callable[[int], None] | None = None
+        self, paths: Sequence[Path | BytesIO], *, batch_size: int, report: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """Vectors `[paths, width]`; a RetrievalError where the encoder has no image tower."""
+        """Vectors `[paths, width]` of files or their bytes; a RetrievalError where the encoder has no image tower."""
         ...
 
 

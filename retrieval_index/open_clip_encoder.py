@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class OpenClipEncoder:
         return np.empty((0, self.width), dtype=np.float32) if result is None else result
 
     def encode_images(
-        self, paths: Sequence[Path], *, batch_size: int, report: Callable[[int], None] | None = None
+        self, paths: Sequence[Path | BytesIO], *, batch_size: int, report: Callable[[int], None] | None = None
     ) -> np.ndarray:
         """Vectors of pictures, `[paths, width]` float32, with the model's own preprocessing.
 
@@ -95,7 +96,7 @@ class OpenClipEncoder:
                     report(start + len(pixels))
         return result
 
-    def _pixels(self, path: Path) -> torch.Tensor:
+    def _pixels(self, path: Path | BytesIO) -> torch.Tensor:
         try:
             with Image.open(path) as picture:
                 return self._preprocess(picture.convert("RGB"))

@@ -6,6 +6,7 @@ The neighbours of a picture are then those of its own caption.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ class SentenceEncoder:
         return np.concatenate(blocks) if blocks else np.empty((0, self.width), dtype=np.float32)
 
     def encode_images(
-        self, paths: Sequence[Path], *, batch_size: int, report: Callable[[int], None] | None = None
+        self, paths: Sequence[Path | BytesIO], *, batch_size: int, report: Callable[[int], None] | None = None
     ) -> np.ndarray:
         """Refused: there is no image tower."""
         raise RetrievalError(

@@ -20,6 +20,7 @@ from tests.tiny_clip import random_captions, write_pictures, write_tiny_clip
 from tga.cli import build_index
 from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours, main
 from tga.cli.locks import claimed
+from tga.data.llava_json import load_llava_json
 from tga.errors import UserError
 
 CAPTIONS = [*random_captions(19), "A [red] car [/]"]
@@ -148,7 +149,7 @@ def test_other_captions_are_refused_unless_told_to_overwrite(call, world: Path, 
         ),
         (
             ["captions=captions.txt", "encoder.name=ENCODER", "neighbours=data.json", "image_root=."],
-            "5 pictures are missing under .",
+            "5 pictures are missing from data.json",
         ),
         (["captions=captions.txt", "encoder.name=ENCODER", "index.dtype=int8"], "Unknown dtype. Given: int8."),
         (["captions=empty.txt", "encoder.name=ENCODER"], "The corpus holds no captions."),
@@ -213,7 +214,8 @@ def test_ensure_functions_build_once_and_again_when_the_inputs_change(world: Pat
 
     def ensure() -> tuple[bool, bool]:
         built = ensure_index([world / "captions.txt"], index, choice, shard_rows=8)
-        joined = ensure_neighbours(index, world / "data.json", world / "images", parquet, choice, k=2)
+        samples = load_llava_json(world / "data.json", world / "images")
+        joined = ensure_neighbours(index, samples, parquet, choice, k=2)
         return built, joined is not None
 
     assert [ensure(), ensure()] == [(True, True), (False, False)]

@@ -56,7 +56,8 @@ def data(tmp_path: Path) -> Path:
 
 def join(index: Path, data: Path, encoder: Encoder, k: int) -> tuple[Joined, list[dict[str, Any]]]:
     out = data.parent / "neighbours.parquet"
-    joined = join_neighbours(index, data, data.parent / "images", out, k=k, encoder=encoder, batch_size=3)
+    samples = load_llava_json(data, data.parent / "images")
+    joined = join_neighbours(index, samples, out, k=k, encoder=encoder, batch_size=3)
     return joined, pq.read_table(out).to_pylist()
 
 

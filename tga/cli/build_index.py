@@ -38,6 +38,7 @@ from tga.cli.common import hydra_command, plain, write_summary
 from tga.cli.locks import exclusive
 from tga.data.llava_json import load_llava_json
 from tga.data.neighbours import Joined, fingerprint, join_neighbours, read_fingerprint
+from tga.data.sample import Sample
 from tga.errors import UserError
 
 STAGES = {"encode": "Encoding captions", "index": "Writing the index", "neighbours": "Searching neighbours"}
@@ -122,8 +123,7 @@ def ensure_index(
 
 def ensure_neighbours(
     index_dir: Path,
-    data_json: Path,
-    image_root: Path,
+    data: Sequence[Sample],
     out: Path,
     choice: EncoderChoice,
     *,
@@ -136,14 +136,12 @@ def ensure_neighbours(
         RetrievalError, UserError: as `join_neighbours`, and an index of another encoder.
     """
     index = CaptionIndex.open(index_dir, spec=choice.spec)
-    samples = [sample for sample in load_llava_json(data_json, image_root) if sample.images]
-    if read_fingerprint(out) == fingerprint(index.manifest, data_json, samples, k):
+    if read_fingerprint(out) == fingerprint(index.manifest, data, k):
         return None
     with progress_bars() as progress:
         return join_neighbours(
             index_dir,
-            data_json,
-            image_root,
+            data,
             out,
             k=k,
             encoder=choice.encoder,
@@ -207,8 +205,7 @@ def main(config: DictConfig) -> Path:
     if query is not None and not Path(query).is_file():
         raise UserError("The picture does not exist", given=query, remedy="query=PATH of a picture")
     root = Path(settings["image_root"]) if settings["image_root"] else Path(data).parent if data else None
-    if data is not None and root is not None:
-        load_llava_json(Path(data), root)
+    samples = load_llava_json(Path(data), root) if data is not None and root is not None else None
     choice = EncoderChoice(**settings["encoder"])
     if captions is None and choice.name is None:
         spec = CaptionIndex(out).spec
@@ -222,8 +219,8 @@ def main(config: DictConfig) -> Path:
                 [Path(file) for file in files], out, choice, **settings["index"], k=k, overwrite=settings["overwrite"]
             )
             summary |= {"index_built": built, "index_s": round(time.perf_counter() - started, 3)}
-        if data is not None and root is not None:
-            summary |= _join(settings, out, Path(data), root, choice)
+        if samples is not None:
+            summary |= _join(settings, out, samples, choice)
     if query is not None:
         print_neighbours(out, Path(query), choice, k=settings["k"])
     if summary:
@@ -231,11 +228,11 @@ def main(config: DictConfig) -> Path:
     return out
 
 
-def _join(settings: dict[str, Any], out: Path, data: Path, root: Path, choice: EncoderChoice) -> dict[str, Any]:
+def _join(settings: dict[str, Any], out: Path, samples: Sequence[Sample], choice: EncoderChoice) -> dict[str, Any]:
     started = time.perf_counter()
     target = Path(settings["neighbours_out"] or out / "neighbours.parquet")
     joined = ensure_neighbours(
-        out, data, root, target, choice, k=settings["k"], batch_size=settings["index"]["batch_size"]
+        out, samples, target, choice, k=settings["k"], batch_size=settings["index"]["batch_size"]
     )
     summary: dict[str, Any] = {"neighbours_written": joined is not None, "neighbours_k": settings["k"]}
     if joined is None:

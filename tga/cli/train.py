@@ -10,7 +10,7 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from rich.table import Table
 from tga.alignment.objective import Objective
 from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
 from tga.cli.common import config_hash, hydra_command, plain, prepare, start_run, write_summary
+from tga.cli.data import read_samples
 from tga.cli.locks import exclusive
 from tga.cli.train_config import DTYPES, build_objectives, check_choices, projector_calibration, train_settings
 from tga.data.collate import Collator
-from tga.data.llava_json import load_llava_json
 from tga.data.loading import with_neighbours
 from tga.data.sample import Sample
 from tga.evaluation.suite import Metric, evaluate, metrics_from_config, read_metric_questions
@@ -68,7 +68,7 @@ class Loaded:
     family: Family
     objectives: list[Objective]
     metrics: dict[str, Metric]
-    samples: list[Sample]
+    samples: Sequence[Sample]
     collator: Collator
 
 
@@ -85,7 +85,7 @@ def main(config: DictConfig) -> Path:
         loaded = _load(values)
     samples = loaded.samples
     if values["alignment"]["retrieved"] != "none":
-        samples = with_neighbours(samples, _neighbours(values, watch), used=values["data"]["neighbours_used"])
+        samples = with_neighbours(samples, _neighbours(values, samples, watch), used=values["data"]["neighbours_used"])
     run_dir = start_run(config)
     console.print(f"Run directory: {run_dir}\nIf it stops, continue with: {resume_command(run_dir)}", soft_wrap=True)
     with watch.stage("fit"):
@@ -122,7 +122,7 @@ def _load(values: Mapping[str, Any]) -> Loaded:
     dtype, attention = DTYPES[values["model"]["dtype"]], values["model"]["attn_implementation"]
     data, alignment = values["data"], values["alignment"]
     metrics = _metrics(values["evaluation"])
-    samples = load_llava_json(Path(data["json"]), Path(data["image_root"]), limit=data["limit"])
+    samples = read_samples(data)
     model, processor = base.load(dtype=dtype, attn_implementation=attention)
     family = family_of(model)
     collator = Collator(
@@ -145,7 +145,7 @@ def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Metric]:
     return metrics
 
 
-def _neighbours(values: Mapping[str, Any], watch: Stopwatch) -> Path:
+def _neighbours(values: Mapping[str, Any], samples: Sequence[Sample], watch: Stopwatch) -> Path:
     """The neighbours file, made from the corpus where it is missing or of something else."""
     data = values["data"]
     if data["neighbours"] is not None and data["captions"] is None:
@@ -158,10 +158,11 @@ def _neighbours(values: Mapping[str, Any], watch: Stopwatch) -> Path:
         with watch.stage("index"):
             ensure_index([Path(path) for path in captions], index_dir, choice, **values["index"], k=k)
         with watch.stage("neighbours"):
-            root = Path(data["image_root"])
-            ensure_neighbours(
-                index_dir, Path(data["json"]), root, out, choice, k=k, batch_size=values["index"]["batch_size"]
-            )
+            if (
+                data["limit"] is not None
+            ):  # a trial run must not leave the neighbours of a few samples in the place of all
+                samples = read_samples({**data, "limit": None})
+            ensure_neighbours(index_dir, samples, out, choice, k=k, batch_size=values["index"]["batch_size"])
     return out
 
 

@@ -64,7 +64,7 @@ class LlavaJson:
             if isinstance(found, Problem):
                 problem = found
             elif not listing.holds(found):
-                problem = Problem(MISSING, name)
+                problem = Problem(MISSING, str(found))
             else:
                 images.append(found)
         identifier = record.get("id", "")

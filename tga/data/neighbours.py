@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrieval_index.captions import hash_files, normalise
+from retrieval_index.captions import normalise
 from retrieval_index.encoders import Encoder
 from retrieval_index.exact import check_k
 from retrieval_index.index import CaptionIndex
 from retrieval_index.store import Manifest
-from tga.data.llava_json import load_llava_json
-from tga.data.picture import identity
+from tga.data.picture import encoded, identity
 from tga.data.sample import Sample
 from tga.files import atomic_path
 
@@ -49,8 +48,7 @@ class Joined:
 
 def join_neighbours(
     index_dir: Path,
-    data_json: Path,
-    image_root: Path,
+    data: Sequence[Sample],
     out: Path,
     *,
     k: int,
@@ -61,12 +59,11 @@ def join_neighbours(
 ) -> Joined:
     """Write the `k` nearest captions of every sample with a picture.
 
-    The query is the picture, or the sample's caption when the encoder has no image tower. The search is exact.
+    The query is the (first) picture, or the sample's caption when the encoder has no image tower. The search is exact.
 
     Args:
         index_dir: a caption index.
-        data_json: LLaVA JSON.
-        image_root: where its pictures lie.
+        data: the samples; those without a picture are left out.
         out: the Parquet file; it appears when it is complete.
         k: neighbours per sample, beside its own caption.
         encoder: the encoder of the index.
@@ -76,14 +73,13 @@ def join_neighbours(
 
     Raises:
         RetrievalError: an index of another encoder, `k` too large for the corpus, a picture that cannot be decoded.
-        UserError: a data file or pictures that are missing.
     """
     index = CaptionIndex.open(index_dir, encoder=encoder)
-    samples = [sample for sample in load_llava_json(data_json, image_root) if sample.images]
+    samples = [sample for sample in data if sample.images]
     own = own_rows(index, samples)
     widest = max((len(rows) for rows in own), default=0)
     check_k(k, len(index) - widest)
-    schema = SCHEMA.with_metadata({FINGERPRINT: fingerprint(index.manifest, data_json, samples, k).encode()})
+    schema = SCHEMA.with_metadata({FINGERPRINT: fingerprint(index.manifest, samples, k).encode()})
     without_query = 0
     with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for start in range(0, len(samples), BLOCK):
@@ -118,13 +114,12 @@ def own_rows(index: CaptionIndex, samples: Sequence[Sample]) -> list[frozenset[i
     ]
 
 
-def fingerprint(manifest: Manifest, data_json: Path, samples: Sequence[Sample], k: int) -> str:
-    """64 hex digits over what decides the neighbours: index, data file, names and sizes of the pictures, and `k`."""
-    made_of = [manifest.encoder, manifest.sha256, hash_files([data_json]), k]
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
+def fingerprint(manifest: Manifest, samples: Iterable[Sample], k: int) -> str:
+    """64 hex digits over what decides the neighbours: index, ids, captions, pictures by name and size, and `k`."""
+    digest = hashlib.sha256(json.dumps([manifest.encoder, manifest.sha256, k], sort_keys=True).encode())
     for sample in samples:
         for image in sample.images[:1]:
-            digest.update(f"{identity(image)}\n".encode())
+            digest.update(json.dumps([sample.id, sample.caption, identity(image)]).encode())
     return digest.hexdigest()
 
 
@@ -145,7 +140,7 @@ def _encode(
 ) -> tuple[list[int], np.ndarray]:
     """Positions of the samples that have a query, and their vectors `[queries, width]`."""
     if encoder.encodes_images:
-        pictures = [image for sample in block for image in sample.images[:1] if isinstance(image, Path)]
+        pictures = [encoded(sample.images[0]) for sample in block]
         return list(range(len(block))), encoder.encode_images(pictures, batch_size=batch_size, report=report)
     asked = [position for position, sample in enumerate(block) if sample.caption]
     captions = [block[position].caption or "" for position in asked]

@@ -73,14 +73,29 @@ def read_bytes(picture: Picture) -> bytes:
     return picture.read_bytes()
 
 
+class _Named(io.BytesIO):
+    """Bytes that an error message can name."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
+
+
+def encoded(picture: Picture) -> Path | io.BytesIO:
+    """What `Image.open` takes: the file itself, or the bytes from an archive or a table."""
+    return picture if isinstance(picture, Path) else _Named(read_bytes(picture), str(picture))
+
+
 def open_picture(picture: Picture) -> Image.Image:
     """The picture in RGB.
 
     Raises:
         OSError, ValueError, Image.DecompressionBombError: it cannot be read, or is no picture, or a far too large one.
     """
-    source = picture if isinstance(picture, Path) else io.BytesIO(read_bytes(picture))
-    with Image.open(source) as image:
+    with Image.open(encoded(picture)) as image:
         return image.convert("RGB")
 
 

@@ -105,7 +105,7 @@ class Tables:
             if isinstance(found, Problem):
                 return (), found
             if found is None or not found.is_file():
-                return (), Problem(MISSING, str(path or "a cell with neither bytes nor a path under data.image_root"))
+                return (), Problem(MISSING, str(found or path or "a cell without bytes, path or data.image_root"))
             images.append(found)
         return tuple(images), None
 
