@@ -26,7 +26,8 @@ ROOMS = {
     "evaluation": {"training", "alignment", "data", "vlm"},
     "export": {"training", "alignment", "data", "vlm"},
     "steering": {"alignment", "data", "vlm"},
-    "cli": {"training", "evaluation", "export", "steering", "alignment", "data", "vlm"},
+    "localization": {"alignment", "data", "vlm"},
+    "cli": {"training", "evaluation", "export", "steering", "localization", "alignment", "data", "vlm"},
     "mini": {"evaluation", "data", "vlm"},
 }  # fmt: skip
 # The modules beside the rooms serve them all.
