@@ -7,7 +7,9 @@ crops, Qwen2.5-VL keeps its aspect, InstructBLIP feeds the question to its Q-For
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from tests.tiny import tiny_llava, tiny_tokenizer
+from tests.tiny import tiny_llava, tiny_picture, tiny_tokenizer
 
 WIDTH, VISION_WIDTH, LAYERS = 32, 24, 3
 # The chat templates of the real models, shortened: contents are lists, and a picture is a part of its own.
@@ -183,6 +185,28 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "smolvlm": tiny_smolvlm,
     "instructblip": tiny_instructblip,
 }
+
+
+# The prompt format that suits each; the others take vicuna_v1.
+TEMPLATE = dict.fromkeys(FAMILIES, "vicuna_v1") | {
+    "qwen2_5_vl": "tokenizer", "instructblip": "instructblip", "llava_next": "mistral_instruct",
+}  # fmt: skip
+SIZES = {"wide": (90, 30), "square": (40, 40)}
+
+
+@functools.cache
+def made(name: str) -> tuple[Any, Any]:
+    """One family's model and processor, the same objects on each call; the chat template is the processor's."""
+    model, processor = FAMILIES[name]()
+    processor.tokenizer.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    return model, processor
+
+
+def write_pictures(directory: Path) -> dict[str, Path]:
+    """A wide and a square picture; families that mind the size give them different numbers of tokens."""
+    for number, (name, size) in enumerate(SIZES.items()):
+        tiny_picture(number).resize(size).save(directory / f"{name}.png")
+    return {name: directory / f"{name}.png" for name in SIZES}
 
 
 def _grown(*special: str) -> PreTrainedTokenizerFast:

@@ -103,13 +103,20 @@ def render(
     if chat.picture_first:
         messages = [_Message(m.role, tuple(part for part in m.parts if part is not None)) for m in messages]
     expected = 0 if chat.picture_first else pictures
+    refusals: list[UserError] = []
     marked = ""
     generated: list[tuple[int, int]] = []
     for content in _forms(messages, template, picture, bool(expected)):
-        marked, generated = _render_jinja(content, chat.jinja, tokenizer, add_generation_prompt)
+        try:
+            marked, generated = _render_jinja(content, chat.jinja, tokenizer, add_generation_prompt)
+        except UserError as refusal:  # it may take the next form
+            refusals.append(refusal)
+            continue
         if _complete(marked, messages) and marked.count(image_token) == expected and _in_order(marked, image_token):
             break
     else:
+        if refusals:
+            raise refusals[-1]
         raise UserError(
             "The chat template drops or alters the text of a turn, so its tokens cannot be told apart",
             given=f"template {template!r}",
@@ -210,7 +217,7 @@ def _chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> ChatTem
 def _render_jinja(
     messages: list[dict[str, Any]], chat_template: str, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Marked text and, where the template says them, the assistant's spans in it; no text where it fails on lists."""
+    """Marked text and, where the template says them, the assistant's spans in it."""
     marks_generation = re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
     specials = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     try:
@@ -222,8 +229,6 @@ def _render_jinja(
             **specials,
         )
     except (TemplateError, TypeError) as error:
-        if any(isinstance(message["content"], list) for message in messages):
-            return "", []  # a template of plain texts: it gets them next
         raise UserError(
             f"The chat template refuses the conversation: {error}",
             given=[message["role"] for message in messages],
