@@ -35,8 +35,8 @@ def known() -> set[str]:
     with initialize_config_module(config_module="tga.conf", version_base="1.3"):
         for command in COMMANDS:
             found.update(keys_of(OmegaConf.to_container(compose(command), resolve=False)))
-        mini = compose("train", overrides=["prepare=mini", "alignment=tga_regap"])
-        found.update(keys_of(OmegaConf.to_container(mini, resolve=False)))
+        for options in (["prepare=mini", "alignment=tga_regap"], ["data=webdataset"], ["data=parquet"]):
+            found.update(keys_of(OmegaConf.to_container(compose("train", overrides=options), resolve=False)))
     return found
 
 

@@ -56,8 +56,10 @@ def test_every_format_trains(arguments: list[str], world: Path, monkeypatch: pyt
 def test_pictures_in_an_archive_are_joined_to_captions(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (world / "captions.txt").write_text("\n".join(random_captions(30)))
     write_tiny_clip(world / "retriever")
-    arguments = ["data=webdataset", "data.shards=sources/webdataset-*.tar", "alignment=tga", "data.captions=captions.txt",
-                 "data.index_dir=index", "encoder.name=local-dir:retriever", "data.neighbours_k=3", "data.limit=3"]  # fmt: skip
+    arguments = [
+        "data=webdataset", "data.shards=sources/webdataset-*.tar", "alignment=tga", "data.captions=captions.txt",
+        "data.index_dir=index", "encoder.name=local-dir:retriever", "data.neighbours_k=3", "data.limit=3",
+    ]  # fmt: skip
     assert train(monkeypatch, *arguments) == 0
     rows = pq.read_table(world / "index" / "neighbours.parquet").to_pylist()
     assert [row["id"] for row in rows] == ["w0", "w1", "01/00002", "01/00003"]  # all, whatever the limit
