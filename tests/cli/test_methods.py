@@ -27,13 +27,15 @@ OWN: dict[str, dict[str, Any]] = {
     "tga": {**FADING, "pair_weight": 1.5, "rank_weight": 1.5},
     "tga_centred": {**FADING, "pair_weight": 4.0, "rank_weight": 2.0, "centred": True},
     "tga_contrastive": {**FADING, "pair_weight": 1.5, "rank_weight": 1.5, "form": "contrastive"},
-    "tga_located": {"layers": LOCATED},
+    "tga_located": {"layers": LOCATED, "layers_file": None},
     "tga_paper": {"reduction": "sum", "retrieved": "prompt"},
     "tga_released": {
         "layers": LOCATED, "pair_weight": 0.25, "rank_weight": 0.1, "form": "exp", "pair_schedule": "linear_decay",
         "rank_schedule": "quadratic_decay", "retrieved": "prompt",
     },
 }  # fmt: skip
+# What a method cannot do without.
+GIVEN = {"tga_located": f"alignment.layers={LOCATED}"}
 PRESETS = {
     "tga": TGA(ALL, pair_weight=1.5, rank_weight=1.5, **FADING),
     "tga_centred": TGA(ALL, pair_weight=4.0, rank_weight=2.0, **FADING),
@@ -47,7 +49,8 @@ PRESETS = {
 def alignment(method: str, *overrides: str) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with initialize_config_module(config_module="tga.conf", version_base="1.3"):
-        config = compose("train", overrides=[f"alignment={method}", *overrides])
+        given = [GIVEN[method]] if method in GIVEN else []
+        config = compose("train", overrides=[f"alignment={method}", *given, *overrides])
     values = OmegaConf.to_container(config.alignment, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -65,6 +68,14 @@ def test_a_method_is_what_its_name_says(method: str) -> None:
     del values["objectives"]
     assert values == {"name": method, **COMMON, **OWN[method]}
     assert vars(made) == vars(PRESETS[method])
+
+
+def test_located_layers_are_the_default_of_their_method() -> None:
+    values = alignment("tga_located", "alignment.layers=located", "alignment.layers_file=some/layers.json")
+    assert values["layers"] == values["objectives"]["tga"]["layers"] == "located"
+    GlobalHydra.instance().clear()
+    with initialize_config_module(config_module="tga.conf", version_base="1.3"):
+        assert compose("train", overrides=["alignment=tga_located"]).alignment.layers == "located"
 
 
 def test_an_override_reaches_the_objective() -> None:

@@ -26,7 +26,15 @@ from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
 from tga.cli.common import config_hash, hydra_command, plain, prepare, start_run, write_summary
 from tga.cli.data import read_samples
 from tga.cli.locks import exclusive
-from tga.cli.train_config import DTYPES, build_objectives, check_choices, projector_calibration, train_settings
+from tga.cli.train_config import (
+    DTYPES,
+    build_objectives,
+    check_choices,
+    check_located_layers,
+    projector_calibration,
+    train_settings,
+    with_located_layers,
+)
 from tga.data.collate import Collator
 from tga.data.loading import with_neighbours
 from tga.data.sample import Sample
@@ -78,6 +86,7 @@ def main(config: DictConfig) -> Path:
     started, watch, console = time.perf_counter(), Stopwatch(), terminal()
     values = plain(config)
     check_choices(values)
+    values["alignment"] = with_located_layers(values["alignment"])
     settings, calibration = train_settings(values["training"]), projector_calibration(values["model"]["calibration"])
     with watch.stage("prepare"):
         prepare(config)
@@ -132,6 +141,7 @@ def _load(values: Mapping[str, Any]) -> Loaded:
         retrieved=alignment["retrieved"],
         max_length=data["max_length"],
     )
+    check_located_layers(alignment, model, family)
     objectives = build_objectives(alignment, num_layers(model, family))
     return Loaded(base, model, processor, family, objectives, metrics, samples, collator)
 

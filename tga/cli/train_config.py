@@ -8,12 +8,15 @@ from typing import Any
 import torch
 
 from tga.alignment.layers import resolve_layers
+from tga.alignment.located import LOCATED, SET_FILE, check_same_model, read_located_layers
 from tga.alignment.objective import Objective
 from tga.cli.common import instantiate
 from tga.data.collate import RETRIEVED
 from tga.errors import UserError
 from tga.export.run import FORMATS
 from tga.training.settings import Calibration, TrainSettings
+from tga.vlm.families import Family
+from tga.vlm.language_model import identify_language_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -69,6 +72,39 @@ def _check_keys(group: str, values: Mapping[str, Any], known: set[str], *, requi
     if set(values) - known or required - set(values):
         problem, allowed = f"{group} does not have the keys it takes", sorted(known)
         raise UserError(problem, given=sorted(values), allowed=allowed, remedy=f"{group}.KEY=VALUE")
+
+
+def with_located_layers(alignment: Mapping[str, Any]) -> dict[str, Any]:
+    """An alignment config with the numbers of its `layers_file` where it says `located`.
+
+    Raises:
+        UserError: `located` without a file, a file without `located`, or one that cannot be read.
+    """
+    path = alignment.get("layers_file")
+    if alignment.get("layers") != LOCATED:
+        if path is not None:
+            raise UserError(
+                "A file of located layers, and other layers beside it",
+                given=f"alignment.layers={alignment.get('layers')}, alignment.layers_file={path}",
+                remedy="alignment.layers=located, or alignment.layers_file=null",
+            )
+        return dict(alignment)
+    if path is None:
+        problem, allowed = "alignment.layers=located without the file that says where", "alignment.layers_file=PATH"
+        remedy = f"{SET_FILE} (of alignment=tga_located; +alignment.layers_file=... with another method)"
+        raise UserError(problem, allowed=allowed, remedy=f"{remedy}; or name them: alignment.layers=[0,1,2]")
+    layers = list(read_located_layers(path).layers)
+    objectives = {
+        name: {**target, "layers": layers} if target.get("layers") == LOCATED else target
+        for name, target in alignment["objectives"].items()
+    }
+    return {**alignment, "layers": layers, "objectives": objectives}
+
+
+def check_located_layers(alignment: Mapping[str, Any], model: Any, family: Family) -> None:
+    """Refuse layers that were located in another language model than that of `model`."""
+    if (path := alignment.get("layers_file")) is not None:
+        check_same_model(read_located_layers(path), identify_language_model(model, family), path)
 
 
 def build_objectives(alignment: Mapping[str, Any], layers: int) -> list[Objective]:
