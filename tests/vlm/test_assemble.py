@@ -19,7 +19,7 @@ from transformers import (
 
 from tests.tiny import tiny_picture, write_tiny_parts
 from tga.errors import UserError
-from tga.vlm.assemble import assemble_llava, load_llava
+from tga.vlm.assemble import assemble_llava, load_vlm
 from tga.vlm.families import family_of
 from tga.vlm.image_tokens import check_image_tokens
 
@@ -48,7 +48,7 @@ def test_saved_and_loaded_by_plain_transformers_it_is_the_same_model(parts, tmp_
         torch.testing.assert_close(plain_inputs[name], value, rtol=0, atol=0)
     with torch.no_grad():
         torch.testing.assert_close(plain(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
-    ours, _ = load_llava(str(tmp_path))
+    ours, _ = load_vlm(str(tmp_path))
     expected = plain.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert ours.generate(**inputs, max_new_tokens=4, do_sample=False).tolist() == expected.tolist()
 
@@ -110,7 +110,7 @@ def test_a_missing_image_token_is_added(parts, tmp_path: Path, tied: bool) -> No
     saved = tmp_path / "vlm"
     model.save_pretrained(saved)
     processor.save_pretrained(saved)
-    loaded, loaded_processor = load_llava(str(saved))
+    loaded, loaded_processor = load_vlm(str(saved))
     inputs = dict(loaded_processor(images=[tiny_picture()], text="<image> dog", return_tensors="pt"))
     with torch.no_grad():
         torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
@@ -123,9 +123,9 @@ def test_wrong_parts_are_refused(parts, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Cannot load .*To change it: model\.llm="):
         assemble_llava(vision, vision)
     with pytest.raises(UserError, match=r"there is no such directory\. .*To change it: model\.vlm="):
-        load_llava(str(tmp_path / "nothing" / "here"))
-    with pytest.raises(UserError, match="Not a LLaVA model"):
-        load_llava(llm)
+        load_vlm(str(tmp_path / "nothing" / "here"))
+    with pytest.raises(UserError, match="Not a vision-language model of a supported family.*'llama'.*'llava'"):
+        load_vlm(llm)
     with pytest.raises(UserError, match="Allowed: default, full"):
         assemble_llava(llm, vision, vision_feature_select_strategy="some")
     with pytest.raises(UserError, match="Given: -4. Allowed: -3 to 2"):
@@ -138,4 +138,4 @@ def test_missing_weights_are_refused_not_drawn_at_random(parts, tmp_path: Path) 
     model.save_pretrained(tmp_path, state_dict=state)
     processor.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"would stay random.*linear_2"):
-        load_llava(str(tmp_path))
+        load_vlm(str(tmp_path))

@@ -10,7 +10,7 @@ import torch
 
 from tga.errors import UserError
 from tga.training.checkpoint import latest_checkpoint, read_checkpoint, restore_model
-from tga.vlm.assemble import load_llava
+from tga.vlm.assemble import load_vlm
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -50,7 +50,7 @@ def load_model(path: str, *, dtype: str, device: str, attn_implementation: str) 
         trained = read_checkpoint(checkpoint)
         model, processor = restore_model(trained, dtype=DTYPES[dtype], attn_implementation=attn_implementation)
     else:
-        model, processor = load_llava(path, DTYPES[dtype], attn_implementation, remedy=SET_MODEL)
+        model, processor = load_vlm(path, DTYPES[dtype], attn_implementation, remedy=SET_MODEL)
     return model.to(where).eval(), processor
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tga.errors import UserError
-from tga.vlm.assemble import assemble_llava, load_llava
+from tga.vlm.assemble import assemble_llava, load_vlm
 from tga.vlm.pretrained import stored_dtype
 
 
@@ -44,7 +44,7 @@ class BaseModel:
         """The model and its processor; dtype None takes the one in which the language model is stored."""
         dtype = dtype or self.stored_dtype()
         if self.vlm is not None:
-            return load_llava(self.vlm, dtype, attn_implementation)
+            return load_vlm(self.vlm, dtype, attn_implementation)
         assert self.llm is not None and self.vision_tower is not None
         return assemble_llava(
             self.llm,

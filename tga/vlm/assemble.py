@@ -1,4 +1,4 @@
-"""A LLaVA model from its parts, or from one directory.
+"""A LLaVA model from its parts, or a model of any family from one directory.
 
 `assemble_llava` joins a language model and a CLIP vision tower by a fresh projector into a real
 `LlavaForConditionalGeneration` with its processor; saved, it loads with plain transformers. No weight is held twice:
@@ -15,6 +15,8 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     CLIPVisionModel,
     LlavaConfig,
@@ -25,6 +27,7 @@ from transformers import (
 )
 
 from tga.errors import UserError
+from tga.vlm.families import MODEL_TYPES
 from tga.vlm.pretrained import pretrained
 
 IMAGE_TOKEN = "<image>"
@@ -89,30 +92,34 @@ def assemble_llava(
     return model, processor
 
 
-def load_llava(
+def load_vlm(
     path: str,
     dtype: torch.dtype = torch.float32,
     attn_implementation: str = "sdpa",
     *,
     remedy: str = "model.vlm=PATH, or model=llava_parts with an LLM and a vision tower",
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Load a complete LLaVA directory or hub id, in eval mode, with its processor.
+) -> tuple[PreTrainedModel, Any]:
+    """Load a complete model of any supported family (`tga.vlm.families`), in eval mode, with its processor.
 
-    remedy: what an error tells the caller's user to set.
+    The tokenizer takes over the processor's chat template, which knows the pictures.
+
+    Args:
+        path: directory or hub id.
+        remedy: what an error tells the caller's user to set.
 
     Raises:
-        UserError: it does not exist, is no LLaVA model, or lacks weights.
+        UserError: it does not exist, is of no supported family, or lacks weights.
     """
     config = pretrained(AutoConfig, path, remedy=remedy)
-    if config.model_type != "llava":
+    if config.model_type not in MODEL_TYPES:
         raise UserError(
-            "Not a LLaVA model in the Hugging Face layout",
+            "Not a vision-language model of a supported family in the Hugging Face layout",
             given=f"{path} with model_type {config.model_type!r}",
-            allowed="model_type 'llava'",
+            allowed="model_type " + ", ".join(map(repr, MODEL_TYPES)),
             remedy=remedy,
         )
     loaded, report = pretrained(
-        LlavaForConditionalGeneration,
+        AutoModelForImageTextToText,
         path,
         remedy=remedy,
         dtype=dtype,
@@ -120,7 +127,9 @@ def load_llava(
         output_loading_info=True,
     )
     _check_complete(path, report)
-    processor = pretrained(LlavaProcessor, path, remedy=remedy, backend=IMAGE_BACKEND)
+    processor = pretrained(AutoProcessor, path, remedy=remedy, backend=IMAGE_BACKEND)
+    processor.tokenizer.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    _ensure_padding(processor.tokenizer)
     return loaded.eval(), processor
 
 
@@ -145,9 +154,13 @@ def _load_llm(
             remedy="model.llm=PATH",
         )
     tokenizer = pretrained(AutoTokenizer, path, remedy="model.llm=PATH")
+    _ensure_padding(tokenizer)
+    return model, tokenizer
+
+
+def _ensure_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return model, tokenizer
 
 
 def _load_vision_tower(path: str, dtype: torch.dtype, attn_implementation: str) -> tuple[CLIPVisionModel, Any]:
