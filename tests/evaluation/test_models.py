@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.export.parts import trained_model, write_checkpoint
-from tests.tiny import tiny_llava
+from tests.tiny import tiny_llava, tiny_llm, write_tiny_parts
 from tga.errors import UserError
-from tga.evaluation.models import check_models, load_model
+from tga.evaluation.models import check_models, load_language_model, load_model
 
 SETTINGS = {"dtype": "auto", "device": "cpu", "attn_implementation": "eager"}
 
@@ -45,3 +45,12 @@ def test_all_that_cannot_be_found_is_named_at_once(tmp_path: Path) -> None:
 def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="int8.*bfloat16"):
         load_model("org/model", **{**SETTINGS, "dtype": "int8"})
+
+
+def test_a_language_model_alone(tmp_path: Path) -> None:
+    llm, _ = write_tiny_parts(tmp_path)
+    model, tokenizer = load_language_model(str(llm), **{**SETTINGS, "dtype": "bfloat16"})
+    assert not model.training and model.dtype == torch.bfloat16 and tokenizer.pad_token_id is not None
+    assert torch.equal(model.lm_head.weight, tiny_llm().lm_head.weight.bfloat16())
+    with pytest.raises(UserError, match="no such directory.*model.llm=PATH"):
+        load_language_model(str(tmp_path / "none"), **SETTINGS)

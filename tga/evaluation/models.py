@@ -10,7 +10,7 @@ import torch
 
 from tga.errors import UserError
 from tga.training.checkpoint import latest_checkpoint, read_checkpoint, restore_model
-from tga.vlm.assemble import load_vlm
+from tga.vlm.assemble import load_llm, load_vlm
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -39,19 +39,33 @@ def load_model(path: str, *, dtype: str, device: str, attn_implementation: str) 
     dtype: float32, bfloat16, float16, or auto (float32 on a CPU, else bfloat16). device: as torch names it, or auto.
     Raises UserError for an unknown dtype or a path that names no model.
     """
+    where, chosen = _where_and_how(device, dtype)
+    check_models({"model": path})
+    checkpoint = _checkpoint(Path(path))
+    if checkpoint is not None:
+        trained = read_checkpoint(checkpoint)
+        model, processor = restore_model(trained, dtype=chosen, attn_implementation=attn_implementation)
+    else:
+        model, processor = load_vlm(path, chosen, attn_implementation, remedy=SET_MODEL)
+    return model.to(where).eval(), processor
+
+
+def load_language_model(path: str, *, dtype: str, device: str, attn_implementation: str) -> tuple[Any, Any]:
+    """A language model without a VLM around it, in eval mode on the device, and its tokenizer; as `load_model`."""
+    where, chosen = _where_and_how(device, dtype)
+    model, tokenizer = load_llm(path, chosen, attn_implementation)
+    module: Any = model
+    return module.to(where).eval(), tokenizer
+
+
+def _where_and_how(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype that two words of a config mean."""
     where = torch.device(default_device() if device == "auto" else device)
     if dtype == "auto":
         dtype = "float32" if where.type == "cpu" else "bfloat16"
     if dtype not in DTYPES:
         raise UserError("an unknown dtype", given=dtype, allowed=["auto", *DTYPES], remedy="dtype=float32")
-    check_models({"model": path})
-    checkpoint = _checkpoint(Path(path))
-    if checkpoint is not None:
-        trained = read_checkpoint(checkpoint)
-        model, processor = restore_model(trained, dtype=DTYPES[dtype], attn_implementation=attn_implementation)
-    else:
-        model, processor = load_vlm(path, DTYPES[dtype], attn_implementation, remedy=SET_MODEL)
-    return model.to(where).eval(), processor
+    return where, DTYPES[dtype]
 
 
 def default_device() -> str:

@@ -63,7 +63,7 @@ def assemble_llava(
     Raises:
         UserError: a part that does not exist or is of the wrong kind.
     """
-    language_model, tokenizer = _load_llm(llm, dtype, attn_implementation)
+    language_model, tokenizer = load_llm(llm, dtype, attn_implementation)
     vision, image_processor = _load_vision_tower(vision_tower, dtype, attn_implementation)
     _check_features(vision, vision_feature_layer, vision_feature_select_strategy)
     with torch.random.fork_rng(devices=[]):
@@ -133,9 +133,14 @@ def load_vlm(
     return loaded.eval(), processor
 
 
-def _load_llm(
-    path: str, dtype: torch.dtype, attn_implementation: str
+def load_llm(
+    path: str, dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model alone, in eval mode, with its tokenizer, which gets a padding token if it has none.
+
+    Raises:
+        UserError: it does not exist, lacks weights, or is not laid out like Llama.
+    """
     model, report = pretrained(
         AutoModelForCausalLM,
         path,
