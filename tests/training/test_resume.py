@@ -13,7 +13,8 @@ import torch
 
 from tests.tiny import write_tiny_llava_json
 from tests.training.killed import train
-from tga.data.datamodule import ResumableLoader, SeededBatches
+from tga.data.datamodule import ResumableLoader
+from tga.data.sampling import SeededBatches
 from tga.errors import UserError
 from tga.training.callbacks import read_metrics
 from tga.training.checkpoint import latest_checkpoint, read_checkpoint

@@ -1,50 +1,22 @@
-"""Batches in a seeded order that can be taken up again anywhere: the Lightning data module.
+"""The Lightning data module: batches in the seeded order of `tga.data.sampling`, taken up again anywhere.
 
-All epochs of a run are one sequence of `total_batches` batches. The order within each epoch is a permutation drawn
-from (seed, epoch), so batch number n is the same whether the run got there at once or was killed and resumed: nothing
-but the number of batches consumed has to be kept.
+Nothing but the number of batches consumed has to be kept in a checkpoint.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from tga.data.collate import Batch
+from tga.data.packed import PackedSamples
 from tga.data.sample import Sample
+from tga.data.sampling import SeededBatches
 from tga.errors import UserError
-
-
-class SeededBatches(Sampler[list[int]]):
-    """Indices by batch, over all epochs, beginning at batch number `start`. The last batch of an epoch may be short."""
-
-    def __init__(self, samples: int, batch_size: int, epochs: int, seed: int, max_batches: int | None = None) -> None:
-        self.samples, self.batch_size, self.epochs, self.seed = samples, batch_size, epochs, seed
-        self.per_epoch = math.ceil(samples / batch_size)
-        self.total = min(self.per_epoch * epochs, max_batches if max_batches is not None else self.per_epoch * epochs)
-        self.start = 0
-
-    def __len__(self) -> int:
-        """All batches of the run, wherever it starts: the trainer counts on from where it was."""
-        return self.total
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order: list[int] = []
-        for number in range(self.start, len(self)):
-            epoch, position = divmod(number, self.per_epoch)
-            if not order or position == 0:
-                order = self.order(epoch)
-            yield order[position * self.batch_size : (position + 1) * self.batch_size]
-
-    def order(self, epoch: int) -> list[int]:
-        """The permutation of one epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.samples, generator=generator).tolist()
 
 
 class ResumableLoader(DataLoader):
@@ -62,17 +34,18 @@ class ResumableLoader(DataLoader):
             self._batches.start += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """The position, with what it depends on."""
-        return {"consumed": self._batches.start, **self._identity()}
+    def state_dict(self) -> dict[str, Any]:
+        """The position (in batches of this process), with what it depends on."""
+        return {"consumed": self._batches.start, **self._batches.identity()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue behind the batches consumed.
 
         Raises:
-            UserError: the state is of another data set, batch size or seed: the remaining batches would be others.
+            UserError: the state is of another data set, batch size, seed, grouping or number of processes: the
+                remaining batches would be others.
         """
-        identity = self._identity()
+        identity = self._batches.identity()
         differing = {key: (state.get(key), value) for key, value in identity.items() if state.get(key) != value}
         if differing:
             text = ", ".join(f"{key} was {then} and is {now}" for key, (then, now) in differing.items())
@@ -80,13 +53,9 @@ class ResumableLoader(DataLoader):
             raise UserError("The checkpoint was made over other data batches", given=text, remedy=remedy)
         self._batches.start = state["consumed"]
 
-    def _identity(self) -> dict[str, int]:
-        batches = self._batches
-        return {"samples": batches.samples, "batch_size": batches.batch_size, "seed": batches.seed}
-
 
 class SampleData(lightning.LightningDataModule):
-    """The training batches of a list of samples."""
+    """The training batches of some samples; the arguments are those of `tga.data.sampling.SeededBatches`."""
 
     def __init__(
         self,
@@ -99,15 +68,24 @@ class SampleData(lightning.LightningDataModule):
         max_batches: int | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        grouping: str = "none",
+        batches_per_step: int = 1,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         super().__init__()
-        self.samples, self.collate = samples, collate
-        self.batches = SeededBatches(len(samples), batch_size, epochs, seed, max_batches)
+        packed = samples if isinstance(samples, PackedSamples) else PackedSamples(samples)
+        self.samples, self.collate = packed, collate
+        self.batches = SeededBatches(
+            len(packed), batch_size, epochs, seed, max_batches,
+            grouping=grouping, lengths=packed.lengths, pictures=packed.pictures,
+            batches_per_step=batches_per_step, rank=rank, world=world,
+        )  # fmt: skip
         self.num_workers, self.pin_memory = num_workers, pin_memory
 
     @property
     def total_batches(self) -> int:
-        """Batches of the whole run, over all epochs."""
+        """Batches of this process in the whole run, over all epochs."""
         return len(self.batches)
 
     def train_dataloader(self) -> ResumableLoader:
