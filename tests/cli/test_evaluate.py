@@ -62,6 +62,16 @@ def test_models_side_by_side(world: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "| metric | one | two |" in (world / "out" / "table.md").read_text()
 
 
+def test_metrics_are_chosen_by_name(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gap = "+evaluation.metrics.modality_gap={file: toxic.jsonl, kind: modality_gap}"
+    arguments = ["evaluation.root=.", *METRICS, gap, "metrics=[modality_gap]", "run_dir=out"]
+    assert call(monkeypatch, world, "models={one: vlm, two: vlm}", *arguments) == 0
+    summary = json.loads((world / "out" / "summary.json").read_text())
+    assert summary["one_modality_gap_mir"] == summary["two_modality_gap_mir"]
+    assert summary["one_modality_gap_fid_layer_3"] > 0 and "one_image_dsr" not in summary
+    assert "| modality_gap_mir | " in (world / "out" / "table.md").read_text()
+
+
 def test_one_model_has_plain_keys(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["evaluation.root=.", *METRICS, "evaluation.max_new_tokens=2", "evaluation.limit=3", "run_dir=out"]
     assert call(monkeypatch, world, "models={one: vlm}", *arguments) == 0
@@ -78,6 +88,7 @@ def test_one_model_has_plain_keys(world: Path, monkeypatch: pytest.MonkeyPatch) 
         (["models={a b: vlm}", *METRICS, "evaluation.root=."], ["a b (a name is"]),
         (["models={a: vlm}"], ["no metric"]),
         (["models={a: vlm}", *METRICS], ["evaluation.root=DIR"]),
+        (["models={a: vlm}", *METRICS, "evaluation.root=.", "metrics=[mir]"], ["mir", "image_dsr, cosine"]),
         (["models={a: vlm}", *METRICS, "evaluation.root=absent"], ["does not exist", "toxic.jsonl"]),
         (["models={a: vlm}", *METRICS, "evaluation.root=.", "dtype=int8"], ["int8", "bfloat16"]),
         (

@@ -87,17 +87,27 @@ def test_the_whole_path_from_a_corpus_to_an_exported_directory(
     torch.testing.assert_close(model.get_parameter(name), trained.weights[name])
 
 
-@pytest.mark.parametrize("method", ["tga", "tga_centred", "tga_paper", "tga_released", "tga_located", "baseline"])
+METHODS = [
+    "tga", "tga_centred", "tga_contrastive", "tga_paper", "tga_released", "tga_located", "regap", "tga_regap", "baseline"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method: str, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [*TINY, f"alignment={method}", "data.neighbours=neighbours.parquet", "export=null"]
     arguments += ["alignment.layers=[1,2,3]"] if method in ("tga_released", "tga_located") else []
+    arguments += ["training.gradient_norm_every=1"] if method == "regap" else []  # its weight is 0 at the first step
     assert call(monkeypatch, world, *arguments) == 0
     found = summary(world)
     assert found["steps"] == 4
     if method == "baseline":
         assert found["guide_gradient_norm"] is None and "loss_tga_pair" not in found
     else:
-        assert found["guide_gradient_norm"] > 0 and found["loss_tga_rank"] != 0
+        assert found["guide_gradient_norm"] > 0
+        assert (found.get("loss_tga_rank", 0) != 0) is method.startswith("tga")
+        assert ("regap_alpha" in found) is method.endswith("regap")
+    said = set(re.findall(r"`(\w+)`", DOCS.read_text(encoding="utf-8")))
+    assert {key for key in found if not key.startswith("version_")} <= said
 
 
 def test_llava7b_runs_with_tiny_parts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +149,9 @@ def test_fast_dev_run_takes_two_steps(world: Path, monkeypatch: pytest.MonkeyPat
         (["training.precision=16"], ["32-true", "bf16-mixed"]),
         (["alignment.layers=[2,4]"], ["[4]", "0", "3"]),
         (["alignment.reduction=max"], ["max", "sum, mean"]),
+        (["alignment.target=retrieved", "alignment.retrieved=none"], ["alignment.retrieved=loss"]),
+        (["alignment=regap", "model.train=[projector,language_model]"], ["ReGap", "alignment.regap.force=true"]),
+        (["alignment=regap", "training.lm_weight=0"], ["LM loss", "alignment.regap.weight=NUMBER"]),
         (["data.json=elsewhere.json"], ["elsewhere.json"]),
         (["data.image_root=elsewhere"], ["8 pictures are missing", "0000.png"]),
         (["data.template=other"], ["other", "vicuna_v1"]),

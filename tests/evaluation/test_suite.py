@@ -10,7 +10,15 @@ import pytest
 from tests.tiny import tiny_llava, tiny_picture
 from tga.errors import UserError
 from tga.evaluation.rates import wilson
-from tga.evaluation.suite import Judged, Metric, evaluate, metrics_from_config, rate_values, read_metric_questions
+from tga.evaluation.suite import (
+    Judged,
+    Metric,
+    chosen_metrics,
+    evaluate,
+    metrics_from_config,
+    rate_values,
+    read_metric_questions,
+)
 from tga.vlm.families import family_of
 
 
@@ -30,6 +38,7 @@ def write_world(root: Path) -> dict[str, Metric]:
         "image_dsr": Metric(root / "image.jsonl", by_group=True),
         "caption_accuracy": Metric(root / "image.jsonl", judge="names_all"),
         "cosine": Metric(root / "image.jsonl", kind="cosine", layers=(0, 3)),
+        "modality_gap": Metric(root / "image.jsonl", kind="modality_gap", pairs=4),
     }
 
 
@@ -41,7 +50,10 @@ def test_evaluate_writes_answers_and_returns_flat_values(tmp_path: Path) -> None
     rates = {"text_dsr", "image_dsr", "image_dsr_gun", "image_dsr_insulting_gesture", "caption_accuracy"}
     ends = {f"{rate}{end}" for rate in rates for end in ("", "_low", "_high", "_n")}
     kinds = ("matched", "mismatched", "centred_matched", "centred_mismatched")
-    assert set(values) == ends | {f"cosine_{kind}_layer_{layer}" for kind in kinds for layer in (0, 3)}
+    cosines = {f"cosine_{kind}_layer_{layer}" for kind in kinds for layer in (0, 3)}
+    measures = ("fid", "l2", "cosine", "log_norm_ratio")
+    gaps = {f"modality_gap_{measure}_layer_{layer}" for measure in measures for layer in range(4)}
+    assert set(values) == ends | cosines | gaps | {"modality_gap_mir"}
     assert values["image_dsr_n"] == 6 and values["image_dsr_gun_n"] == 2
     rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
     assert [(row["metric"], row["id"]) for row in rows] == [
@@ -60,6 +72,20 @@ def test_evaluation_repeats_itself(tmp_path: Path) -> None:
     settings = {"out_dir": tmp_path / "out", "max_new_tokens": 5, "show_progress": False, "batch_size": 4}
     first = evaluate(model, processor, family_of(model), metrics, **settings)
     assert evaluate(model, processor, family_of(model), metrics, **settings) == first
+
+
+def test_a_metric_is_chosen_by_name_and_pairs_by_number(tmp_path: Path) -> None:
+    metrics = write_world(tmp_path)
+    chosen = chosen_metrics(metrics, ["modality_gap", "cosine"])
+    assert list(chosen) == ["cosine", "modality_gap"] and chosen_metrics(metrics, None) == metrics
+    with pytest.raises(UserError, match=r"no such metric. Given: \['gap'\]. Allowed: text_dsr, .*modality_gap"):
+        chosen_metrics(metrics, ["gap"])
+    model, processor = tiny_llava()
+    settings = {"out_dir": tmp_path / "out", "show_progress": False}
+    four = evaluate(model, processor, family_of(model), {"gap": metrics["modality_gap"]}, **settings)
+    limited = {"gap": Metric(metrics["modality_gap"].file, kind="modality_gap", pairs=None)}
+    assert evaluate(model, processor, family_of(model), limited, limit=4, **settings) == four
+    assert evaluate(model, processor, family_of(model), limited, **settings) != four
 
 
 def test_rate_values_by_group_are_wilson_rates() -> None:

@@ -18,6 +18,7 @@ from tga.evaluation.suite import (
     ANSWERS_FILE,
     Judged,
     Metric,
+    chosen_metrics,
     measure,
     metrics_from_config,
     read_metric_questions,
@@ -28,6 +29,10 @@ from tga.vlm.families import family_of
 
 SETTINGS = ("chat_template", "plain_template", "batch_size", "max_new_tokens", "seed")
 EXAMPLES = 5
+PAIR_TABLES = {
+    "cosine": "Cosines of pictures and captions by layer",
+    "modality_gap": "Modality gap: MIR, and its parts by layer",
+}
 
 
 @hydra_command("evaluate")
@@ -40,7 +45,7 @@ def main(config: DictConfig) -> Path:
     if settings["metrics"] and settings["root"] is None:
         raise UserError("the evaluation's files have no root", given="null", remedy="evaluation.root=DIR")
     prepare(config)
-    metrics = metrics_from_config(settings["root"] or ".", settings["metrics"])
+    metrics = chosen_metrics(metrics_from_config(settings["root"] or ".", settings["metrics"]), values["metrics"])
     questions = read_metric_questions(metrics, settings["limit"])
     run_dir = start_run(config)
     found: dict[str, dict[str, float]] = {}
@@ -77,19 +82,17 @@ def _report(
     """table.md and report.html beside the answers, and the rates in the terminal."""
     keys = list(dict.fromkeys(key for values in found.values() for key in values))
     rates = [key for key in keys if f"{key}_n" in keys]
-    cosines = [key for key in keys if key.startswith(tuple(f"{name}_" for name in _cosine_names(metrics)))]
-    tables = [models_table(found, rates, "Rates with 95 % intervals (Wilson)")]
-    if cosines:
-        tables.append(models_table(found, cosines, "Cosines of pictures and captions by layer"))
+    tables = [models_table(found, rates, "Rates with 95 % intervals (Wilson)")] if rates else []
+    for kind, heading in PAIR_TABLES.items():
+        names = tuple(f"{name}_" for name, metric in metrics.items() if metric.kind == kind)
+        if measured := [key for key in keys if key not in rates and key.startswith(names)]:
+            tables.append(models_table(found, measured, heading))
     title = "Evaluation of " + ", ".join(found)
     notes = [f"The answers behind the rates are in {ANSWERS_FILE}; refusals are judged by patterns, so read some."]
+    notes = notes if rates else []
     write_text(run_dir / "table.md", markdown(title, tables, notes))
     write_text(run_dir / "report.html", html_report(title, [*tables, *_examples(judged, metrics)], notes))
     print_tables(tables[:1], notes)
-
-
-def _cosine_names(metrics: Mapping[str, Metric]) -> list[str]:
-    return [name for name, metric in metrics.items() if metric.kind == "cosine"]
 
 
 def _examples(judged: list[Judged], metrics: Mapping[str, Metric]) -> list[Table]:

@@ -2,8 +2,8 @@
 
 A metric names a question file, how its answers are judged and whether each group (scene) is reported too. A rate's keys
 are `<metric>`, `<metric>_low`, `<metric>_high` (Wilson, 95 %), `<metric>_n` and, by group, the same with `_<group>`; a
-cosine metric's keys are `<metric>_[centred_]{matched,mismatched}_layer_<l>`. Every file is read before any question is
-asked.
+cosine metric's keys are `<metric>_[centred_]{matched,mismatched}_layer_<l>`, those of the modality gap `<metric>_mir`
+and `<metric>_{fid,l2,cosine,log_norm_ratio}_layer_<l>`. Every file is read before any question is asked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from tga.errors import UserError
 from tga.evaluation.cosines import pair_cosines
+from tga.evaluation.gap import modality_gap
 from tga.evaluation.generate import Steer, answer_questions
 from tga.evaluation.judges import JUDGES, JUDGES_WITH_EXPECTED
 from tga.evaluation.questions import Question, read_questions, read_toxic_scenes
@@ -25,7 +26,8 @@ from tga.evaluation.rates import Rate, wilson
 from tga.files import atomic_path
 from tga.vlm.families import Family
 
-KINDS = ("rate", "cosine")
+KINDS = ("rate", "cosine", "modality_gap")
+PAIR_KINDS = ("cosine", "modality_gap")  # of pictures and captions, nothing is asked
 ANSWERS_FILE = "answers.jsonl"
 SET = "evaluation.metrics.NAME={file: PATH, judge: refusal}"
 
@@ -34,8 +36,10 @@ SET = "evaluation.metrics.NAME={file: PATH, judge: refusal}"
 class Metric:
     """One metric: `file` is a JSONL of questions, or a folder of toxic scenes asked with `prompt`.
 
-    kind: "rate" (share of answers that `judge` accepts) or "cosine" (pictures against their captions by layer).
-    by_group: report each group's rate as well. layers: of a cosine metric, "all" or numbers in 0..L.
+    kind: "rate" (share of answers that `judge` accepts), "cosine" (pictures against their captions by layer) or
+    "modality_gap" (tga.evaluation.gap). by_group: report each group's rate as well. layers: of the latter two kinds,
+    "all" or numbers in 0..L. pairs, text, root: of a modality gap: how many pairs, from the first on (None: all), where
+    the caption stands, and which matrix root.
     """
 
     file: Path
@@ -44,6 +48,9 @@ class Metric:
     by_group: bool = False
     prompt: str | None = None
     layers: str | tuple[int, ...] = "all"
+    pairs: int | None = 100
+    text: str = "prompt"
+    root: str = "accurate"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -80,6 +87,18 @@ def metrics_from_config(root: Path | str, metrics: Mapping[str, Mapping[str, Any
             values["layers"] = tuple(values["layers"])
         made[name] = Metric(**values)
     return made
+
+
+def chosen_metrics(metrics: Mapping[str, Metric], names: Sequence[str] | None) -> dict[str, Metric]:
+    """The metrics of these names, in the evaluation's own order; all of them for None.
+
+    Raises UserError for a name that the evaluation does not have.
+    """
+    unknown = [name for name in names or () if name not in metrics]
+    if unknown:
+        allowed = ", ".join(metrics) or "none: the evaluation has no metric"
+        raise UserError("The evaluation has no such metric", given=unknown, allowed=allowed, remedy="metrics=[NAME]")
+    return {name: metric for name, metric in metrics.items() if names is None or name in names}
 
 
 def read_metric_questions(metrics: Mapping[str, Metric], limit: int | None = None) -> dict[str, list[Question]]:
@@ -163,11 +182,15 @@ def measure(
     templates = {"chat_template": chat_template, "plain_template": plain_template}
     for name, metric in metrics.items():
         asked = questions[name]
-        if metric.kind == "cosine":
-            cosines = pair_cosines(
-                model, processor, family, asked, layers=metric.layers, batch_size=batch_size, seed=seed, **templates
-            )
-            values.update({f"{name}_{key}": value for key, value in cosines.items()})
+        if metric.kind in PAIR_KINDS:
+            settings: dict[str, Any] = {"layers": metric.layers, "batch_size": batch_size, **templates}
+            if metric.kind == "cosine":
+                found = pair_cosines(model, processor, family, asked, seed=seed, **settings)
+            else:
+                settings |= {"text": metric.text, "root": metric.root}
+                settings |= {"description": f"{model_name}: {name}", "show_progress": show_progress}
+                found = modality_gap(model, processor, family, asked[: metric.pairs], **settings)
+            values.update({f"{name}_{key}": value for key, value in found.items()})
             continue
         source = (metric.file, metric.prompt)
         if source not in answered:
@@ -229,7 +252,7 @@ def _flat(name: str, rate: Rate) -> dict[str, float]:
 
 def _refuse_lacking(metric: Metric, questions: Sequence[Question]) -> None:
     """UserError where questions lack the expected answers, picture or caption that their metric needs."""
-    if metric.kind == "cosine":
+    if metric.kind in PAIR_KINDS:
         lacking = [question.id for question in questions if question.image is None or not question.caption]
         needed = "a picture and a caption"
     elif metric.judge in JUDGES_WITH_EXPECTED:
