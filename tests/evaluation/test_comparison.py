@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from tga.evaluation.comparison import comparison_values, differences_table, means_table, notes, numbers_only
+from tga.evaluation.bootstrap import Resampled
+from tga.evaluation.comparison import (
+    bootstrap_table,
+    bootstrap_values,
+    comparison_values,
+    differences_table,
+    groups_table,
+    layer_mean,
+    means_table,
+    notes,
+    numbers_only,
+)
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -87,3 +98,46 @@ def test_tables_hold_the_shown_metrics() -> None:
     difference = differences_table(cells(), ["baseline", "tga"], "baseline", metrics)
     assert difference.columns == ["difference", "image_dsr", "caption_accuracy"]
     assert difference.rows[0][2].endswith(" n.s.") and not difference.rows[0][1].endswith("n.s.")
+
+
+BOOTSTRAP = {
+    ("tga", "image_dsr"): Resampled(0.5, 0.4, 0.6, 0.001, 3, 250),
+    ("tga", "caption_accuracy"): Resampled(0.01, -0.02, 0.04, 0.31, 3, 250),
+}
+
+
+def test_bootstrap_table_and_notes_say_what_is_not_significant() -> None:
+    metrics = ["image_dsr", "recognition", "caption_accuracy"]
+    table = bootstrap_table(BOOTSTRAP, ["baseline", "tga", "other"], "baseline", metrics)
+    assert table.columns == ["difference", "image_dsr", "caption_accuracy"]
+    assert table.rows == [
+        ["tga - baseline", "+0.500 [+0.400, +0.600] p 0.001", "+0.010 [-0.020, +0.040] p 0.310 n.s."],
+        ["other - baseline", "-", "-"],
+    ]
+    said = notes(cells(), ["baseline", "tga"], "baseline", ["image_dsr", "caption_accuracy"], BOOTSTRAP)
+    assert said == [
+        "Not significant (the 95 % interval holds zero): tga - baseline in caption_accuracy.",
+        "Not significant (bootstrap over seeds and questions, p >= 0.05): tga - baseline in caption_accuracy.",
+    ]
+    values = bootstrap_values(BOOTSTRAP, "baseline")
+    assert values["tga_minus_baseline_image_dsr_bootstrap_low"] == 0.4 and len(values) == 6
+    assert values["tga_minus_baseline_caption_accuracy_bootstrap_p"] == 0.31
+
+
+def test_scenes_stand_below_each_other_and_methods_side_by_side() -> None:
+    made = {key: {**numbers, "image_dsr_gun": 0.5, "image_dsr_knife": 0.25} for key, numbers in cells().items()}
+    table = groups_table(made, ["tga", "baseline"], "image_dsr", ["image_dsr_gun", "image_dsr_knife", "image_dsr_none"])
+    assert table is not None and table.columns == ["group", "tga", "baseline"]
+    assert [row[0] for row in table.rows] == ["all", "gun", "knife"]
+    assert table.rows[1][1] == "0.500 [0.500, 0.500]" and table.rows[0][2].startswith("0.057 [")
+    assert groups_table(cells(), ["tga"], "image_dsr", ["image_dsr_gun"]) is None
+
+
+def test_a_mean_over_the_layers_that_a_run_has() -> None:
+    numbers = {f"gap_layer_{layer}": float(layer) for layer in (0, 1, 2, 10)} | {"gap_layer_x": 9.0, "gap_layer_": 7.0}
+    assert layer_mean(numbers, "gap_layer_{layer}", [0, 10]) == 5.0
+    assert layer_mean(numbers, "gap_layer_{layer}", [2, 5]) == 2.0
+    assert layer_mean(numbers, "gap_layer_{layer}", None) == pytest.approx(13 / 3)
+    assert layer_mean(numbers, "gap_layer_{layer}", [7]) is None
+    assert layer_mean(numbers, "other_{layer}", None) is None
+    assert layer_mean({"l2_layer_3_raw": 4.0}, "l2_layer_{layer}_raw", None) == 4.0

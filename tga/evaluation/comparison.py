@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from tga.evaluation.bootstrap import Resampled
 from tga.evaluation.rates import Interval, mean_interval, paired_difference
-from tga.evaluation.report import Table, interval_text
+from tga.evaluation.report import ABSENT, Table, interval_text
 
 Cells = Mapping[tuple[str, int], Mapping[str, float]]
+Bootstrap = Mapping[tuple[str, str], Resampled]
 
 SHARED_METRICS = ("text_dsr", "text_over_refusal")
 NOT_COMPARED = ("_low", "_high", "_n", "config_hash")
@@ -62,6 +64,32 @@ def comparison_values(cells: Cells, methods: Sequence[str], baseline: str) -> di
     return values
 
 
+def bootstrap_values(bootstrap: Bootstrap, baseline: str) -> dict[str, float]:
+    """Flat `{method}_minus_{baseline}_{rate}_bootstrap_low`, `_bootstrap_high` and `_bootstrap_p`."""
+    values: dict[str, float] = {}
+    for (method, rate), found in bootstrap.items():
+        name = f"{method}_minus_{baseline}_{rate}_bootstrap"
+        values |= {f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_p": found.p}
+    return values
+
+
+def layer_mean(numbers: Mapping[str, float], pattern: str, layers: Sequence[int] | None) -> float | None:
+    """Mean of the values that a run has by layer; None where it has none of them.
+
+    pattern: a key with `{layer}` in it. layers: which, None for every layer from 1 that the run has.
+    """
+    head, _, tail = pattern.partition("{layer}")
+    found = {}
+    for key, value in numbers.items():
+        layer = key[len(head) : len(key) - len(tail)]
+        if key.startswith(head) and key.endswith(tail) and layer.isdecimal() and f"{head}{layer}{tail}" == key:
+            found[int(layer)] = value
+    chosen = (
+        [layer for layer in found if layer >= 1] if layers is None else [layer for layer in layers if layer in found]
+    )
+    return fmean(found[layer] for layer in chosen) if chosen else None
+
+
 def means_table(cells: Cells, methods: Sequence[str], metrics: Sequence[str]) -> Table:
     """Methods as rows, metrics as columns, each a mean with its interval over seeds."""
     shown = _present(cells, metrics)
@@ -86,12 +114,54 @@ def differences_table(cells: Cells, methods: Sequence[str], baseline: str, metri
     return Table(f"Paired differences to {baseline} over seeds", ["difference", *shown], rows)
 
 
-def notes(cells: Cells, methods: Sequence[str], baseline: str, metrics: Sequence[str]) -> list[str]:
+def groups_table(cells: Cells, methods: Sequence[str], metric: str, rates: Sequence[str]) -> Table | None:
+    """The groups (scenes) of one metric as rows, methods side by side; None where no run has any.
+
+    rates: the keys of the groups, `<metric>_<group>`.
+    """
+    groups = _present(cells, rates)
+    if not groups:
+        return None
+    rows = [
+        [
+            key.removeprefix(f"{metric}_") if key != metric else "all",
+            *(interval_text(method_interval(cells, method, key), key) for method in methods),
+        ]
+        for key in [*_present(cells, [metric]), *groups]
+    ]
+    return Table(f"{metric} by group", ["group", *methods], rows)
+
+
+def bootstrap_table(bootstrap: Bootstrap, methods: Sequence[str], baseline: str, metrics: Sequence[str]) -> Table:
+    """Differences to the baseline with bootstrap intervals and p; one that is not significant is marked `n.s.`."""
+    shown = [metric for metric in metrics if any((method, metric) in bootstrap for method in methods)]
+    rows = []
+    for method in [method for method in methods if method != baseline]:
+        cells = [_resampled_text(bootstrap.get((method, metric)), metric) for metric in shown]
+        rows.append([f"{method} - {baseline}", *cells])
+    title = f"The same differences to {baseline}, resampled over seeds and questions (95 % intervals, two-sided p)"
+    return Table(title, ["difference", *shown], rows)
+
+
+def _resampled_text(found: Resampled | None, metric: str) -> str:
+    if found is None:
+        return ABSENT
+    text = interval_text(Interval(found.mean, found.low, found.high, found.seeds), metric, signed=True)
+    return f"{text} p {found.p:.3f}" + ("" if found.significant else " n.s.")
+
+
+def notes(
+    cells: Cells,
+    methods: Sequence[str],
+    baseline: str,
+    metrics: Sequence[str],
+    bootstrap: Bootstrap | None = None,
+) -> list[str]:
     """Sentences a reader needs beside the tables: which differences are not significant, and what is missing."""
     said = []
     seeds = sorted({seed for _, seed in cells})
     if len(seeds) < 2:
-        said.append("One seed: there are no intervals, and no difference can be called significant.")
+        said.append("One seed: there are no intervals over seeds, and no difference can be called significant.")
     shown = [metric for metric in _present(cells, metrics) if not metric.endswith(COSTS)]
     for method in (method for method in methods if method != baseline):
         weak = []
@@ -101,6 +171,7 @@ def notes(cells: Cells, methods: Sequence[str], baseline: str, metrics: Sequence
                 weak.append(metric)
         if weak:
             said.append(f"Not significant (the 95 % interval holds zero): {method} - {baseline} in {', '.join(weak)}.")
+    said += _bootstrap_notes(bootstrap or {}, methods, baseline, shown)
     if baseline not in methods:
         said.append(f"No differences: {baseline} is not among the methods.")
     for metric in SHARED_METRICS:
@@ -110,6 +181,18 @@ def notes(cells: Cells, methods: Sequence[str], baseline: str, metrics: Sequence
     missing = [f"{method} seed {seed}" for method in methods for seed in seeds if (method, seed) not in cells]
     if missing:
         said.append(f"Missing runs: {', '.join(missing)}.")
+    return said
+
+
+def _bootstrap_notes(bootstrap: Bootstrap, methods: Sequence[str], baseline: str, metrics: Sequence[str]) -> list[str]:
+    said = []
+    for method in (method for method in methods if method != baseline):
+        found = {metric: bootstrap[method, metric] for metric in metrics if (method, metric) in bootstrap}
+        if weak := [metric for metric, one in found.items() if not one.significant]:
+            said.append(
+                f"Not significant (bootstrap over seeds and questions, p >= 0.05): {method} - {baseline} in "
+                f"{', '.join(weak)}."
+            )
     return said
 
 
