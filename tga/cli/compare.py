@@ -1,39 +1,32 @@
-"""tga-compare: methods x seeds, each one run of tga-train; means and paired differences with 95 % intervals."""
+"""tga-compare: methods x seeds, each one run of tga-train; means and paired differences with 95 % intervals.
+
+A method may also be a steered one: the checkpoint of a trained method under further overrides of tga-evaluate.
+"""
 
 from __future__ import annotations
 
 import os
 import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
-from tga.cli.common import config_hash, hydra_command, plain, start_run, write_summary
+from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
+from tga.cli.comparison_plan import check_comparison, plan_runs
+from tga.cli.comparison_report import Results, read_results, write_report
+from tga.cli.locks import claimed
 from tga.errors import UserError
-from tga.evaluation.cells import LOG, Cell, Outcome, cell_step, cell_summary, run_cells
-from tga.evaluation.comparison import (
-    SHARED_METRICS,
-    comparison_values,
-    differences_table,
-    means_table,
-    notes,
-    numbers_only,
-)
-from tga.evaluation.report import html_report, markdown, print_tables, value_text, write_text
+from tga.evaluation.cell_runs import Outcome, run_cells
+from tga.evaluation.cells import LOG, Cell, cell_step, cell_summary, reason_to_run
+from tga.evaluation.comparison import bootstrap_values, comparison_values, numbers_only
+from tga.evaluation.report import value_text
 
-# Keys of compare.yaml itself, and those that each run has of its own.
-OWN = ("seeds", "methods", "baseline", "jobs", "fresh", "columns", "run_dir")
-PER_RUN = {"seed": "seeds=[0,1,2]", "alignment": "methods=[baseline,tga]", "ckpt_path": "a second call, which goes on"}
+SHOWN = ("image_dsr", "over_refusal", "caption_accuracy", "vqa_accuracy", "train_s", "total_s")
 
 
 @hydra_command("compare")
@@ -41,99 +34,39 @@ def main(config: DictConfig) -> Path:
     """Run what is missing, then write summary.json, table.md and report.html."""
     started = time.perf_counter()
     values = plain(config)
-    _check(values)
-    cells = plan_cells(values, list(HydraConfig.get().overrides.task), Path(values["run_dir"]).absolute())
-    run_dir = start_run(config)
-    missing = [cell for cell in cells if values["fresh"] or cell_summary(cell) is None]
-    if len(missing) < len(cells):
-        print(f"{len(cells) - len(missing)} of {len(cells)} runs are there already (fresh=true runs them again).")
-    _run(missing, values["jobs"])
-    found = {(cell.method, cell.seed): numbers_only(cell_summary(cell) or {}) for cell in cells}
-    summary: dict[str, Any] = comparison_values(found, values["methods"], values["baseline"])
-    _report(run_dir, found, values)
-    summary |= {"runs": len(cells), "runs_reused": len(cells) - len(missing)}
-    summary |= {"seeds": " ".join(map(str, values["seeds"])), "methods": " ".join(values["methods"])}
-    write_summary(run_dir, {**summary, "total_s": round(time.perf_counter() - started, 3)}, config)
+    check_comparison(values)
+    run_dir = Path(values["run_dir"]).absolute()
+    planned = plan_runs(values, list(HydraConfig.get().overrides.task), run_dir)
+    with claimed(run_dir):
+        prepare(config)  # what the runs read must be there before it is known whether it has changed
+        cells = [run.cell() for run in planned]
+        missing = _missing(cells, fresh=values["fresh"])
+        start_run(config)
+        _run(missing, values["jobs"])
+        results = read_results(cells, values)
+        write_report(run_dir, results, values)
+        summary = _summary(results, values) | {"runs": len(cells), "runs_reused": len(cells) - len(missing)}
+        write_summary(run_dir, {**summary, "total_s": round(time.perf_counter() - started, 3)}, config)
     return run_dir
 
 
-def plan_cells(values: Mapping[str, Any], overrides: Sequence[str], run_dir: Path) -> list[Cell]:
-    """One cell per seed and method; each one's config is composed here, so that mistakes show before any run.
-
-    overrides: those of this command; all that is not its own goes to every run, and `alignment.KEY=...` to the methods
-    that have the key. Raises UserError where no method has it.
-    """
-    passed = _passed_on(overrides)
-    general = [override for override in passed if not _key(override).startswith("alignment.")]
-    special = [override for override in passed if _key(override).startswith("alignment.")]
-    fitting = {method: _fitting(special, [*general, f"alignment={method}"]) for method in values["methods"]}
-    unused = [override for override in special if not any(override in kept for kept in fitting.values())]
-    if unused:
-        raise UserError("No method has this setting", given=unused, remedy="leave it out, or methods=[...]")
-    cells = []
-    for seed in values["seeds"]:
-        for method in values["methods"]:
-            directory = run_dir / "runs" / f"{method}-seed{seed}"
-            arguments = ["export=null", *general, f"alignment={method}", f"seed={seed}", *fitting[method]]
-            arguments.append(f"run_dir={_quoted(directory)}")
-            digest = config_hash(compose("train", overrides=arguments))
-            cells.append(Cell(method, seed, directory, (sys.executable, "-m", "tga.cli.train", *arguments), digest))
-    return cells
-
-
-def _check(values: Mapping[str, Any]) -> None:
-    """Raise one UserError for methods or seeds that cannot be run."""
-    known = GlobalHydra.instance().config_loader().get_group_options("alignment", ObjectType.CONFIG)
-    unknown = [method for method in values["methods"] if method not in known]
-    if unknown:
-        allowed = ", ".join(known)
-        raise UserError("There is no such method", given=", ".join(unknown), allowed=allowed, remedy="methods=[...]")
-    seeds, methods = values["seeds"], values["methods"]
-    repeated = len(set(seeds)) < len(seeds) or len(set(methods)) < len(methods)
-    if not seeds or not methods or repeated or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise UserError(
-            "Methods and seeds must be different ones, and at least one each",
-            given=f"methods {methods}, seeds {seeds}",
-            allowed="names; whole numbers from 0",
-            remedy="methods=[baseline,tga] seeds=[0,1,2]",
-        )
-    if not isinstance(values["jobs"], int) or values["jobs"] < 1:
-        raise UserError("At least one run at a time", given=values["jobs"], allowed="1, 2, ...", remedy="jobs=2")
-
-
-def _passed_on(overrides: Sequence[str]) -> list[str]:
-    """This command's overrides without its own keys; UserError for a key that differs between the runs."""
-    passed = []
-    for override in overrides:
-        key = _key(override)
-        if key in PER_RUN:
-            raise UserError(f"{key} differs between the runs", given=override, remedy=PER_RUN[key])
-        if key not in OWN and not key.startswith("hydra"):
-            passed.append(override)
-    return passed
-
-
-def _key(override: str) -> str:
-    return OverridesParser.create().parse_override(override).key_or_group
-
-
-def _fitting(special: Sequence[str], base: Sequence[str]) -> list[str]:
-    """Those of the overrides whose key the config has, or that add one."""
-    if not special:
-        return []
-    config = compose("train", overrides=list(base))
-    fitting = []
-    for override in special:
-        *parents, last = _key(override).split(".")
-        parent = OmegaConf.select(config, ".".join(parents))
-        if override.startswith("+") or (isinstance(parent, DictConfig) and last in parent):
-            fitting.append(override)
-    return fitting
-
-
-def _quoted(path: Path) -> str:
-    """A path as a quoted value of Hydra's override grammar."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _missing(cells: Sequence[Cell], *, fresh: bool) -> list[Cell]:
+    """The cells that have to run; says why those run again that have been run before."""
+    missing: list[Cell] = []
+    again = []
+    for cell in sorted(cells, key=lambda cell: cell.after is not None):  # those that others read first
+        reason = "fresh=true" if fresh else reason_to_run(cell)
+        if reason is None and cell.after is not None and cell.after in missing:
+            reason = f"{cell.after.name} runs again"
+        if reason is not None:
+            missing.append(cell)
+            if not fresh and cell_summary(cell) is not None:
+                again.append(f"{cell.name} runs again: {reason}")
+    if len(missing) < len(cells):
+        print(f"{len(cells) - len(missing)} of {len(cells)} runs are there already (fresh=true runs them again).")
+    for line in again:
+        print(line)
+    return [cell for cell in cells if cell in missing]
 
 
 def _run(cells: Sequence[Cell], jobs: int) -> None:
@@ -167,24 +100,16 @@ def _line(outcome: Outcome) -> str:
     if outcome.code != 0:
         return f"{outcome.cell.name}: failed with exit code {outcome.code}"
     summary = numbers_only(cell_summary(outcome.cell) or {})
-    shown = ("image_dsr", "over_refusal", "caption_accuracy", "vqa_accuracy", "train_s", "total_s")
-    figures = [f"{key} {value_text(summary[key], key)}" for key in shown if key in summary]
+    figures = [f"{key} {value_text(summary[key], key)}" for key in SHOWN if key in summary]
     return f"{outcome.cell.name}: {', '.join(figures)}"
 
 
-def _report(run_dir: Path, found: Mapping[tuple[str, int], Mapping[str, float]], values: Mapping[str, Any]) -> None:
-    """table.md and report.html, and both tables in the terminal."""
-    methods, baseline, columns = values["methods"], values["baseline"], values["columns"]
-    tables = [means_table(found, methods, columns)]
-    if baseline in methods and len(methods) > 1:
-        tables.append(differences_table(found, methods, baseline, columns))
-    said = notes(found, methods, baseline, columns)
-    text = {key: numbers[key] for numbers in found.values() for key in SHARED_METRICS if key in numbers}
-    said[:0] = [f"{key} {value:.3f}: the language model alone, whatever the projector." for key, value in text.items()]
-    title = f"{', '.join(methods)} over seeds {', '.join(map(str, values['seeds']))}"
-    write_text(run_dir / "table.md", markdown(title, tables, said))
-    write_text(run_dir / "report.html", html_report(title, tables, said, footer=f"Runs: {run_dir / 'runs'}"))
-    print_tables(tables, said)
+def _summary(results: Results, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat keys: means and differences over seeds, bootstrap intervals, and what was compared."""
+    methods, baseline = values["methods"], values["baseline"]
+    found: dict[str, Any] = comparison_values(results.numbers, methods, baseline)
+    found |= bootstrap_values(results.bootstrap, baseline)
+    return found | {"seeds": " ".join(map(str, values["seeds"])), "methods": " ".join(methods)}
 
 
 if __name__ == "__main__":
