@@ -15,8 +15,9 @@ from transformers import AutoConfig
 from tests.export.parts import trained_model
 from tga.errors import UserError
 from tga.export.card import ModelCard
-from tga.export.llava import export_llava, import_projector, projector_state, read_projector
-from tga.vlm.families import family_of
+from tga.export.llava import export_llava, projector_state
+from tga.vlm.families import LLAVA, family_of
+from tga.vlm.projector_files import import_projector, read_projector
 
 CARD = ModelCard(name="tiny", base_llm="an-llm", base_vision_tower="a-tower", method="tga")
 
@@ -57,7 +58,7 @@ def test_llavas_loader_gets_the_same_function(exported: tuple[Any, Path, Path]) 
 
 def test_the_file_holds_llavas_names_and_nothing_else(exported: tuple[Any, Path, Path]) -> None:
     _, directory, _ = exported
-    found = {name: list(tensor.shape) for name, tensor in read_projector(directory).items()}
+    found = {name: list(tensor.shape) for name, tensor in read_projector(directory, LLAVA).items()}
     assert found == {
         "model.mm_projector.0.weight": [32, 24],
         "model.mm_projector.0.bias": [32],
@@ -105,17 +106,17 @@ def test_an_import_brings_back_the_same_values(exported: tuple[Any, Path, Path])
 def test_a_float16_projector_takes_the_models_dtype(exported: tuple[Any, Path, Path]) -> None:
     model, directory, tmp_path = exported
     file = tmp_path / "half.bin"
-    torch.save({name: tensor.half() for name, tensor in read_projector(directory).items()}, file)
+    torch.save({name: tensor.half() for name, tensor in read_projector(directory, LLAVA).items()}, file)
     import_projector(model, family_of(model), file)
     projector = model.model.multi_modal_projector
     assert projector.linear_1.weight.dtype == torch.float32
-    expected = read_projector(directory)["model.mm_projector.0.weight"].half().float()
+    expected = read_projector(directory, LLAVA)["model.mm_projector.0.weight"].half().float()
     assert torch.equal(projector.linear_1.weight, expected)
 
 
 def test_a_projector_of_another_llm_is_refused_with_both_sides(exported: tuple[Any, Path, Path]) -> None:
     model, directory, tmp_path = exported
-    state = read_projector(directory)
+    state = read_projector(directory, LLAVA)
     state["model.mm_projector.2.weight"] = torch.zeros(48, 48)
     file = tmp_path / "other.bin"
     torch.save(state, file)
@@ -153,12 +154,12 @@ def test_a_file_that_could_run_code_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mm_projector.bin"
     torch.save({"model.mm_projector.0.weight": Payload()}, file)
     with pytest.raises(UserError, match="plain tensors"):
-        read_projector(file)
+        read_projector(file, LLAVA)
     file.write_bytes(b"not a zip, not a pickle")
     with pytest.raises(UserError, match="plain tensors"):
-        read_projector(file)
+        read_projector(file, LLAVA)
     with pytest.raises(UserError, match=r"no projector file.*absent"):
-        read_projector(tmp_path / "absent")
+        read_projector(tmp_path / "absent", LLAVA)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,13 @@
-"""The projector in the layout of the original LLaVA code: `mm_projector.bin` and `config.json`, written and read back.
+"""The projector in the layout of the original LLaVA code: `mm_projector.bin` and `config.json`.
 
 LLaVA's loader reads `config.json` for the class and the `mm_*` settings, takes the language model from its base, and
 then loads `mm_projector.bin` with `strict=False`: a wrong name there leaves the projector random without a word. So
-this module writes exactly the names that loader expects, and compares every name and shape before it loads anything.
-
-    LLaVA                          LlavaForConditionalGeneration
-    model.mm_projector.0.weight    multi_modal_projector.linear_1.weight  [width, vision_width]
-    model.mm_projector.0.bias      multi_modal_projector.linear_1.bias    [width]
-    model.mm_projector.2.weight    multi_modal_projector.linear_2.weight  [width, width]
-    model.mm_projector.2.bias      multi_modal_projector.linear_2.bias    [width]
+this module writes exactly the names that loader expects. They are listed, and read back, in `tga.vlm.projector_files`.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +19,14 @@ from tga.errors import UserError
 from tga.export.card import ModelCard, render_card
 from tga.export.hf import refuse_foreign_directory
 from tga.files import atomic_directory
-from tga.vlm.families import Family, component
+from tga.vlm.families import LLAVA, Family, component
+from tga.vlm.projector_files import PROJECTOR_FILE, SELECT_FEATURE, llava_names
 
-PROJECTOR_FILE = "mm_projector.bin"
-PREFIX = "model.mm_projector."
-# Where the linear layers stand in LLaVA's nn.Sequential(Linear, GELU, Linear), in the order of Family.projector_layers.
-POSITIONS = ("0", "2")
-SELECT_FEATURE = {"default": "patch", "full": "cls_patch"}
+# LLaVA's class and model_type by the language model's model_type.
+CLASSES = {
+    "llama": ("LlavaLlamaForCausalLM", "llava_llama"),
+    "mistral": ("LlavaMistralForCausalLM", "llava_mistral"),
+}
 
 
 def export_llava(
@@ -65,22 +59,31 @@ def export_llava(
 
 
 def projector_state(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
-    """The projector's tensors under LLaVA's names: contiguous copies on the CPU, in the dtype they have."""
+    """The projector's tensors under LLaVA's names: contiguous copies on the CPU, in the dtype they have.
+
+    Raises:
+        UserError: a projector that is not two linear layers with biases.
+    """
     own = component(model, family.projector).state_dict()
-    state = {}
-    for position, attribute in zip(POSITIONS, family.projector_layers, strict=True):
-        for part in ("weight", "bias"):
-            tensor = own.pop(f"{attribute}.{part}", None)
-            if tensor is None:
-                raise _not_mlp2x(f"no {attribute}.{part}")
-            state[f"{PREFIX}{position}.{part}"] = tensor.detach().cpu().clone().contiguous()
-    if own:
-        raise _not_mlp2x(f"also {', '.join(sorted(own))}")
-    return state
+    names = llava_names(family)
+    if lacking := sorted(set(names.values()) - set(own)):
+        raise _not_mlp2x(f"no {', '.join(lacking)}")
+    if more := sorted(set(own) - set(names.values())):
+        raise _not_mlp2x(f"also {', '.join(more)}")
+    return {name: own[inner].detach().cpu().clone().contiguous() for name, inner in names.items()}
 
 
 def llava_config(config: PreTrainedConfig, card: ModelCard, llm_config: PreTrainedConfig | None) -> dict[str, Any]:
     """LLaVA's config.json: the language model's own settings, then the `mm_*` keys that its loader reads."""
+    if config.model_type not in LLAVA.model_types:
+        raise _not_mlp2x(f"the vision path of {config.model_type}")
+    if config.text_config.model_type not in CLASSES:
+        raise UserError(
+            "LLaVA's code has no class for this language model",
+            given=f"model_type {config.text_config.model_type!r}",
+            allowed=", ".join(CLASSES),
+            remedy="format=hf",
+        )
     if config.projector_hidden_act != "gelu":
         raise _not_mlp2x(f"activation {config.projector_hidden_act}")
     if not isinstance(config.vision_feature_layer, int):
@@ -91,8 +94,8 @@ def llava_config(config: PreTrainedConfig, card: ModelCard, llm_config: PreTrain
     return {
         **text,
         "_name_or_path": card.base_llm,
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "model_type": "llava_llama",
+        "architectures": [CLASSES[config.text_config.model_type][0]],
+        "model_type": CLASSES[config.text_config.model_type][1],
         "freeze_mm_mlp_adapter": False,
         "hidden_size": config.text_config.hidden_size,
         "image_aspect_ratio": "square",
@@ -107,87 +110,6 @@ def llava_config(config: PreTrainedConfig, card: ModelCard, llm_config: PreTrain
         "use_mm_proj": True,
         "vocab_size": (llm_config or config.text_config).vocab_size,
     }
-
-
-def read_projector(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a `mm_projector.bin`, or of the directory that holds one, under LLaVA's names.
-
-    Read with `weights_only=True`: the file may hold tensors and nothing that runs.
-
-    Raises:
-        UserError: no such file, or a file that holds something else.
-    """
-    file = Path(path)
-    file = file / PROJECTOR_FILE if file.is_dir() else file
-    remedy = f"projector=DIRECTORY or projector=PATH/{PROJECTOR_FILE}"
-    if not file.is_file():
-        raise UserError("There is no projector file", given=file, allowed=f"LLaVA's {PROJECTOR_FILE}", remedy=remedy)
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        problem = "This is no file of plain tensors (nothing else is loaded, as it could run code)"
-        raise UserError(problem, given=file, allowed=f"LLaVA's {PROJECTOR_FILE}", remedy=remedy) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError("The file holds no dictionary of tensors", given=file, remedy=remedy)
-    return {str(name): tensor for name, tensor in state.items()}
-
-
-def import_projector(model: PreTrainedModel, family: Family, path: str | Path) -> None:
-    """Load LLaVA's `mm_projector.bin` into the projector of `model`, in place; all names and shapes are compared first.
-
-    A config.json beside the file must agree with the model as well: the same shapes fed from another layer of the
-    vision tower would load and see nothing. Values are converted to the dtype of the model's projector.
-
-    Raises:
-        UserError: any name, shape or setting differs. The message shows both sides, and the model is as it was.
-    """
-    given = read_projector(path)
-    _compare_settings(model.config, Path(path))
-    expected = projector_state(model, family)
-    if shapes(given) != shapes(expected):
-        raise UserError(
-            "The projector file does not fit this model, nothing was loaded",
-            given=f"{path}: {_listed(given)}",
-            allowed=f"the model's {_listed(expected)}",
-            remedy="name the language model and the vision tower that the projector was trained for",
-        )
-    projector = component(model, family.projector)
-    own = {
-        f"{attribute}.{part}": given[f"{PREFIX}{position}.{part}"]
-        for position, attribute in zip(POSITIONS, family.projector_layers, strict=True)
-        for part in ("weight", "bias")
-    }
-    projector.load_state_dict(own, strict=True)
-
-
-def _compare_settings(config: PreTrainedConfig, path: Path) -> None:
-    """Compare how the projector was fed with how `model` feeds it, where a config.json says so."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.is_file():
-        return
-    found = json.loads(file.read_text(encoding="utf-8"))
-    expected = {
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_layer": config.vision_feature_layer,
-        "mm_vision_select_feature": SELECT_FEATURE[config.vision_feature_select_strategy],
-    }
-    differing = [key for key, value in expected.items() if key in found and found[key] != value]
-    if differing:
-        raise UserError(
-            "The projector was trained on other vision features than this model gives, nothing was loaded",
-            given=f"{file}: " + ", ".join(f"{key}={found[key]}" for key in differing),
-            allowed="the model's " + ", ".join(f"{key}={expected[key]}" for key in differing),
-            remedy="model.vision_feature_layer=N, model.vision_feature_select_strategy=default (patch) or full",
-        )
-
-
-def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor, by name."""
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _listed(state: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes(state).items())) or "nothing"
 
 
 def _not_mlp2x(found: str) -> UserError:

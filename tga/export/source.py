@@ -11,11 +11,11 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from tga.errors import UserError
-from tga.export.llava import import_projector
 from tga.training.base_model import BaseModel
 from tga.training.checkpoint import latest_checkpoint, read_checkpoint, restore_model
 from tga.vlm.families import Family, family_of
 from tga.vlm.pretrained import pretrained
+from tga.vlm.projector_files import import_projector
 
 
 @dataclass(frozen=True)

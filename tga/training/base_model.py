@@ -10,15 +10,18 @@ import torch
 
 from tga.errors import UserError
 from tga.vlm.assemble import assemble_llava, load_vlm
+from tga.vlm.families import family_of
 from tga.vlm.pretrained import stored_dtype
+from tga.vlm.projector_files import import_projector
 
 
 @dataclass(frozen=True)
 class BaseModel:
     """A VLM by name: either a complete one (`vlm`) or an LLM and a vision tower to be joined by a fresh projector.
 
-    Each name is a local directory or a hub id. `seed` decides the fresh projector; the `vision_feature` fields hold
-    for parts only, a complete VLM brings its own.
+    Each name is a local directory or a hub id. `seed` decides the fresh projector, unless `projector` names a trained
+    one to start from (`tga.vlm.projector_files`); the `vision_feature` fields hold for parts only, a complete VLM
+    brings its own.
 
     Raises:
         UserError: neither or both ways of naming the model are used.
@@ -30,6 +33,7 @@ class BaseModel:
     vision_feature_layer: int = -2
     vision_feature_select_strategy: str = "default"
     seed: int = 0
+    projector: str | None = None
 
     def __post_init__(self) -> None:
         parts = self.llm is not None and self.vision_tower is not None
@@ -42,7 +46,12 @@ class BaseModel:
 
     def load(self, *, dtype: torch.dtype | None, attn_implementation: str) -> tuple[Any, Any]:
         """The model and its processor; dtype None takes the one in which the language model is stored."""
-        dtype = dtype or self.stored_dtype()
+        model, processor = self._load(dtype or self.stored_dtype(), attn_implementation)
+        if self.projector is not None:
+            import_projector(model, family_of(model), self.projector)
+        return model, processor
+
+    def _load(self, dtype: torch.dtype, attn_implementation: str) -> tuple[Any, Any]:
         if self.vlm is not None:
             return load_vlm(self.vlm, dtype, attn_implementation)
         assert self.llm is not None and self.vision_tower is not None
@@ -64,9 +73,9 @@ class BaseModel:
         return stored_dtype(self.llm, remedy="model.llm=PATH")
 
     def located(self) -> dict[str, Any]:
-        """The fields as a plain dict; names that are local directories become absolute paths."""
+        """The fields as a plain dict; names that are local files or directories become absolute paths."""
         fields = asdict(self)
-        for key in ("llm", "vision_tower", "vlm"):
-            if fields[key] is not None and Path(fields[key]).is_dir():
+        for key in ("llm", "vision_tower", "vlm", "projector"):
+            if fields[key] is not None and Path(fields[key]).exists():
                 fields[key] = str(Path(fields[key]).absolute())
         return fields

@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from tga.errors import UserError
 from tga.training.base_model import BaseModel
+from tga.vlm.families import FAMILIES
 
 MODEL_PREFIX = "model."  # the attribute of the LightningModule under which the VLM stands
+PROJECTORS = tuple(f"{family.projector}." for family in FAMILIES)
 NAMED = 4
 NAME_ONE = "name a .ckpt file of a run's checkpoints folder"
 
@@ -77,8 +79,11 @@ def restore_model(trained: TrainedWeights, *, dtype: torch.dtype | None, attn_im
     Raises:
         UserError: the base model is no longer where the checkpoint says, or the weights do not fit it.
     """
+    base = trained.base
+    if any(name.startswith(PROJECTORS) for name in trained.weights):
+        base = replace(base, projector=None)  # the one it started from is not needed any more
     try:
-        model, processor = trained.base.load(dtype=dtype, attn_implementation=attn_implementation)
+        model, processor = base.load(dtype=dtype, attn_implementation=attn_implementation)
     except UserError as error:
         remedy = "put the base model back where the checkpoint names it, or train again from where it is now"
         problem = f"The base model of the checkpoint {trained.path} cannot be loaded ({error.problem})"
