@@ -46,11 +46,14 @@ def texts(node: ast.AST) -> Iterator[str]:
 
 
 def named_keys(path: Path) -> set[str]:
-    """Keys in remedies, be they arguments or variables of that name."""
+    """Keys in remedies, be they arguments, defaults of arguments or variables of that name."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.keyword) and node.arg == "remedy":
             said = texts(node.value)
+        elif isinstance(node, ast.arguments):
+            defaults = zip(node.kwonlyargs, node.kw_defaults, strict=True)
+            said = (text for arg, default in defaults if arg.arg == "remedy" and default for text in texts(default))
         elif isinstance(node, ast.Assign) and any(getattr(t, "id", "") == "remedy" for t in node.targets):
             said = texts(node.value)
         else:

@@ -41,16 +41,19 @@ def inputs_identity(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _question_files(evaluation: Mapping[str, Any]) -> dict[str, str]:
-    """The metrics' files, which stand below the evaluation's root; of a folder of pictures the names and sizes."""
+    """The metrics' files below each root that the evaluation names; of a folder of pictures the names and sizes."""
     found = {}
-    for name, metric in (evaluation.get("metrics") or {}).items():
-        path = Path(evaluation.get("root") or ".") / str(metric.get("file", ""))
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            listing = "".join(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n" for file in files)
-            found[f"{METRICS}{name}"] = hashlib.sha256(listing.encode()).hexdigest()[:16]
-        elif path.is_file():
-            found[f"{METRICS}{name}"] = _file_digest(path)
+    roots = {key: Path(value) for key, value in evaluation.items() if key.endswith("root") and value is not None}
+    for key, root in roots.items():
+        for name, metric in (evaluation.get("metrics") or {}).items():
+            path = root / str(metric.get("file", ""))
+            label = f"{METRICS}{name}" if key == "root" else f"evaluation.{key}.{name}"
+            if path.is_dir():
+                files = sorted(file for file in path.rglob("*") if file.is_file())
+                listing = "".join(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n" for file in files)
+                found[label] = hashlib.sha256(listing.encode()).hexdigest()[:16]
+            elif path.is_file():
+                found[label] = _file_digest(path)
     return found
 
 
