@@ -27,6 +27,7 @@ from tga.alignment.objective import Objective, Spans, StatefulObjective
 from tga.data.collate import Batch
 from tga.errors import UserError
 from tga.training.checkpoint import MODEL_PREFIX, require_same, trainable_parameters
+from tga.training.optimiser import adamw, parameter_groups
 from tga.training.spans import batch_spans
 from tga.vlm.families import Family
 from tga.vlm.hidden_states import multimodal_hidden_states
@@ -49,6 +50,7 @@ class AlignmentModule(lightning.LightningModule):
         family: where its parts are.
         objectives: may be empty (the baseline).
         total_steps: optimiser steps of the whole run: schedules and progress go by it.
+        projector_learning_rate: None where it is that of the rest.
         warmup_steps: of a linear warm-up, followed by a cosine down to `min_lr_ratio * learning_rate`.
         lm_weight: factor of the LM loss; 0 leaves it out.
         centre: `[layers, width]` that an objective subtracts; kept here only to travel with the checkpoint.
@@ -65,6 +67,7 @@ class AlignmentModule(lightning.LightningModule):
         *,
         learning_rate: float,
         total_steps: int,
+        projector_learning_rate: float | None = None,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         warmup_steps: int = 0,
@@ -79,7 +82,8 @@ class AlignmentModule(lightning.LightningModule):
         self.model, self.family, self.objectives = model, family, list(objectives)
         self.layers = tuple(sorted({layer for objective in objectives for layer in objective.layers}))
         self.token_layers = tuple(sorted({layer for objective in objectives for layer in objective.token_layers}))
-        self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
+        self.learning_rate, self.projector_learning_rate = learning_rate, projector_learning_rate
+        self.weight_decay, self.betas = weight_decay, betas
         self.warmup_steps, self.total_steps, self.min_lr_ratio = warmup_steps, total_steps, min_lr_ratio
         self.lm_weight, self.gradient_norm_every = lm_weight, gradient_norm_every
         self.guide_gradient_norm = math.nan
@@ -152,10 +156,8 @@ class AlignmentModule(lightning.LightningModule):
 
         `total_steps` is ours: reading `estimated_stepping_batches` here would drop the data position of a resumed run.
         """
-        parameters = list(trainable_parameters(self.model).values())
-        optimizer = torch.optim.AdamW(
-            parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, foreach=True
-        )
+        groups = parameter_groups(self.model, self.family, self.learning_rate, self.projector_learning_rate)
+        optimizer = adamw(groups, betas=self.betas, weight_decay=self.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -169,12 +171,10 @@ class AlignmentModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains (and the centre), the objectives' states, and the plain hyper-parameters."""
-        state: dict[str, Tensor] = {
-            MODEL_PREFIX + name: value.detach() for name, value in trainable_parameters(self.model).items()
-        }
-        if self.centre is not None:
-            state["centre"] = self.centre
-        checkpoint["state_dict"] = state
+        kept = [MODEL_PREFIX + name for name in trainable_parameters(self.model)]
+        kept += ["centre"] if self.centre is not None else []
+        state = checkpoint["state_dict"]  # of sharded weights the whole, on the first process; empty on the others
+        checkpoint["state_dict"] = {name: state[name] for name in kept if name in state}
         checkpoint["hyper_parameters"] = self.plain_hyper_parameters
         checkpoint["objectives"] = {name: objective.state_dict() for name, objective in self._stateful().items()}
 

@@ -257,6 +257,7 @@ def _module(
         family,
         objectives,
         learning_rate=settings.learning_rate,
+        projector_learning_rate=settings.projector_learning_rate,
         weight_decay=settings.weight_decay,
         betas=settings.betas,
         warmup_steps=math.ceil(settings.warmup_ratio * total),

@@ -19,6 +19,7 @@ class TrainSettings:
 
     Attributes:
         batch_size: samples per forward; `accumulate_batches` of them make an optimiser step.
+        projector_learning_rate: of the projector, None where it is that of the rest.
         max_steps: stop after so many optimiser steps (the schedule shrinks with it); None for all epochs.
         warmup_ratio: share of the steps in which the learning rate rises.
         centre_captions: captions that the centre is the mean of, where an objective is centred.
@@ -31,6 +32,7 @@ class TrainSettings:
     batch_size: int = 32
     accumulate_batches: int = 1
     learning_rate: float = 1e-3
+    projector_learning_rate: float | None = None
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_ratio: float = 0.03
@@ -55,7 +57,9 @@ class TrainSettings:
             raise UserError("Unknown precision", given=self.precision, allowed=allowed, remedy="training.precision=...")
         positive: dict[str, Any] = {
             "epochs": self.epochs, "batch_size": self.batch_size, "accumulate_batches": self.accumulate_batches,
-            "learning_rate": self.learning_rate, "log_every": self.log_every, "keep_checkpoints": self.keep_checkpoints,
+            "learning_rate": self.learning_rate,
+            "projector_learning_rate": 1 if self.projector_learning_rate is None else self.projector_learning_rate,
+            "log_every": self.log_every, "keep_checkpoints": self.keep_checkpoints,
             "centre_captions": self.centre_captions, "max_steps": 1 if self.max_steps is None else self.max_steps,
         }  # fmt: skip
         wrong = [f"{name}={value}" for name, value in positive.items() if value <= 0]
