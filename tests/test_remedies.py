@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for name in ("tga", "retrieval_index") for path in (ROOT / name).rglob("*.py"))
-COMMANDS = ("build_index", "train", "evaluate", "export", "compare")
+COMMANDS = ("build_index", "train", "evaluate", "steer", "export", "compare")
 GROUPS = {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*") if path.is_dir()}
 KEY = re.compile(r"(?<![\w.(-])([a-z_]+(?:\.[a-z_0-9]+)*)=")
 NOT_OURS = {"use_fast"}  # an argument of transformers

@@ -22,6 +22,7 @@ COMMANDS = {
     "tga-build-index": "encoder",
     "tga-train": "alignment",
     "tga-evaluate": "models",
+    "tga-steer": "steering",
     "tga-export": "format",
     "tga-compare": "methods",
 }

@@ -11,6 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
+from tga.cli.steering import check_settings, read_sweep, ready_steer
+from tga.cli.steering_prompts import ASKED, subject_of
 from tga.errors import UserError
 from tga.evaluation.models import check_models, load_model
 from tga.evaluation.report import Table, html_report, markdown, models_table, print_tables, write_text
@@ -25,9 +27,7 @@ from tga.evaluation.suite import (
     write_answers,
 )
 from tga.resources import peak_rss_mib
-from tga.vlm.families import family_of
 
-SETTINGS = ("chat_template", "plain_template", "batch_size", "max_new_tokens", "seed")
 EXAMPLES = 5
 PAIR_TABLES = {
     "cosine": "Cosines of pictures and captions by layer",
@@ -44,21 +44,37 @@ def main(config: DictConfig) -> Path:
     check_models(models)
     if settings["metrics"] and settings["root"] is None:
         raise UserError("the evaluation's files have no root", given="null", remedy="evaluation.root=DIR")
+    steering = values["steering"] if values["steering"]["method"] is not None else None
+    if steering is not None:
+        check_settings(steering)
     prepare(config)
     metrics = chosen_metrics(metrics_from_config(settings["root"] or ".", settings["metrics"]), values["metrics"])
     questions = read_metric_questions(metrics, settings["limit"])
+    sweep = read_sweep(steering, settings, rule_only=True, held_out_from=settings["root"]) if steering else None
     run_dir = start_run(config)
     found: dict[str, dict[str, float]] = {}
     judged: list[Judged] = []
     for name, path in models.items():
         loading = {key: str(values[key]) for key in ("dtype", "device", "attn_implementation")}
         model, processor = load_model(path, **loading)
-        asked: dict[str, Any] = {key: settings[key] for key in SETTINGS}
-        found[name], answers = measure(
-            model, processor, family_of(model), metrics, questions, model_name=name, show_progress=True, **asked
-        )
-        judged.extend(answers)
+        subject = subject_of(name, path, model, processor, settings)
         del model, processor
+        asked: dict[str, Any] = {key: settings[key] for key in ASKED}
+        steer, figures = ready_steer(steering, subject, sweep, asked, run_dir) if steering else (None, {})
+        found[name], answers = measure(
+            subject.model,
+            subject.processor,
+            subject.family,
+            metrics,
+            questions,
+            model_name=name,
+            show_progress=True,
+            steer=steer,
+            **asked,
+        )
+        found[name].update(figures)
+        judged.extend(answers)
+        del subject, steer
         gc.collect()
     write_answers(run_dir / ANSWERS_FILE, judged)
     _report(run_dir, found, metrics, judged)

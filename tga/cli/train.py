@@ -50,6 +50,8 @@ from tga.vlm.families import Family, component, family_of, num_layers
 from tga.vlm.image_tokens import check_image_tokens
 
 BASE_FIELDS = tuple(field.name for field in dataclasses.fields(BaseModel))
+# Keys of an evaluation that say where its files are, not how they are asked.
+NOT_ASKED = ("root", "metrics", "anchors", "choose_root")
 
 
 @dataclasses.dataclass
@@ -220,7 +222,7 @@ def _evaluate(loaded: Loaded, evaluation: Mapping[str, Any], run_dir: Path, devi
     # One dtype throughout, as in the exported model: in training what trains was float32, under autocast.
     frozen = component(loaded.model, loaded.family.embed_tokens)
     loaded.model.to(device=device, dtype=next(frozen.parameters()).dtype).eval()
-    options = {key: value for key, value in evaluation.items() if key not in ("root", "metrics")}
+    options = {key: value for key, value in evaluation.items() if key not in NOT_ASKED}
     name = run_dir.name
     with torch.inference_mode():
         return evaluate(

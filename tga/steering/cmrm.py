@@ -82,7 +82,9 @@ def dataset_shift(differences: Iterable[Tensor], *, direction: str = "mean") -> 
         UserError: an unknown direction, or not a single difference.
     """
     if direction not in DIRECTIONS:
-        raise UserError("Unknown direction", given=direction, allowed=DIRECTIONS, remedy="steering.direction=mean")
+        raise UserError(
+            "Unknown direction", given=direction, allowed=", ".join(DIRECTIONS), remedy="steering.direction=mean"
+        )
     total = unit = sketch = None
     count = 0
     for batch in differences:

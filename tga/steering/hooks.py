@@ -62,7 +62,9 @@ def steered(
         ValueError: a layer outside of 1..L; in a forward pass, a batch that is no multiple of the requests.
     """
     if positions not in POSITIONS:
-        raise UserError("Unknown positions", given=positions, allowed=POSITIONS, remedy="steering.positions=all")
+        raise UserError(
+            "Unknown positions", given=positions, allowed=", ".join(POSITIONS), remedy="steering.positions=all"
+        )
     decoder = component(model, family.decoder_layers)
     assert isinstance(decoder, nn.ModuleList)
     wrong = sorted(layer for layer in shifts if not 1 <= layer <= len(decoder))
