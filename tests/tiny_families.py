@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 from torch import nn
 from transformers import (
     BlipImageProcessor,
@@ -105,7 +105,7 @@ def tiny_sharegpt4v() -> tuple[Any, Any]:
 def tiny_qwen2_5_vl() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
     """Qwen2.5-VL: pictures of 2 x 2 to 4 x 4 tokens by size and aspect, positions in three dimensions."""
     vision_tokens = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-    tokenizer = _grown("<|im_start|>", "<|im_end|>", *vision_tokens)
+    tokenizer = _grown("<|im_start|>", "<|im_end|>", *vision_tokens, start=False)
     tokenizer.eos_token = "<|im_end|>"
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
     vision = {
@@ -116,7 +116,7 @@ def tiny_qwen2_5_vl() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLPro
         "vocab_size": len(tokenizer), "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": LAYERS,
         "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     config = Qwen2_5_VLConfig(
@@ -209,11 +209,17 @@ def write_pictures(directory: Path) -> dict[str, Path]:
     return {name: directory / f"{name}.png" for name in SIZES}
 
 
-def _grown(*special: str) -> PreTrainedTokenizerFast:
-    """The tiny tokenizer with further special tokens; which one stands for a picture is the processor's business."""
+def _grown(*special: str, start: bool = True) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer with further special tokens; which one stands for a picture is the processor's business.
+
+    start: texts begin with `<s>`.
+    """
+    backend = tiny_tokenizer().backend_tokenizer
+    if not start:
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tiny_tokenizer().backend_tokenizer,
-        bos_token="<s>",
+        tokenizer_object=backend,
+        bos_token="<s>" if start else None,
         eos_token="</s>",
         pad_token="<pad>",
         unk_token="<unk>",

@@ -22,6 +22,7 @@ class ModelCard:
         method: how the projector was trained, one line (`tga, layers all, raw cosine`).
         settings: the settings of the training run that decide the result, by name.
         figures: measured figures by their key in summary.json.
+        family: of `tga.vlm.families`, a tag on the hub.
     """
 
     name: str
@@ -30,12 +31,13 @@ class ModelCard:
     method: str
     settings: Mapping[str, object] = field(default_factory=dict)
     figures: Mapping[str, float | int | None] = field(default_factory=dict)
+    family: str = "llava"
 
 
 def render_card(card: ModelCard, usage: str) -> str:
     """The card as Markdown with the hub's YAML header; `usage` is the format's own section, Markdown."""
     header = ["---", "library_name: transformers", "pipeline_tag: image-text-to-text", "tags:"]
-    header += ["- llava", "- safety", "- tga", "---", ""]
+    header += [f"- {card.family}", "- safety", "- tga", "---", ""]
     body = [f"# {card.name}", ""]
     body += ["A vision-language model whose projector was trained to inherit the safety of its language model.", ""]
     rows = [("language model", card.base_llm), ("vision tower", card.base_vision_tower), ("method", card.method)]

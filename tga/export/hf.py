@@ -7,6 +7,8 @@ processor with chat template, and a model card. Nothing in the directory needs t
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +16,39 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from tga.errors import UserError
 from tga.export.card import ModelCard, render_card
+from tga.export.chat import exported_chat_template
 from tga.files import atomic_directory
+from tga.vlm.pictures import Pictures
 
 MAX_SHARD_SIZE = "5GB"
 
 
-def export_hf(model: PreTrainedModel, processor: ProcessorMixin, out_dir: str | Path, card: ModelCard) -> Path:
+def export_hf(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    out_dir: str | Path,
+    card: ModelCard,
+    *,
+    trained_with: str | None = None,
+) -> Path:
     """Write `model` and `processor` to `out_dir` (replaced as a whole, and only once it is complete) and return it.
 
     The weights keep the dtype they have. Parameters are saved under the names that transformers uses on disk.
+
+    Args:
+        trained_with: the template of the training, which becomes the chat template (`tga.export.chat`).
 
     Raises:
         UserError: `out_dir` exists and is no earlier export (no config.json in it).
     """
     target = Path(out_dir).absolute()
     refuse_foreign_directory(target)
-    usage = USAGE.format(model_class=type(model).__name__)
+    chat_template = exported_chat_template(processor, trained_with)
+    usage = USAGE + (WITH_CHAT if chat_template and not _puts_picture_first(processor) else _with_prompt(processor))
     with atomic_directory(target) as directory:
         model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
-        processor.save_pretrained(directory)
+        with _chat_template(processor, chat_template):
+            processor.save_pretrained(directory)
         _forget_local_names(directory / "config.json")
         (directory / "README.md").write_text(render_card(card, usage), encoding="utf-8")
     return target
@@ -72,16 +88,45 @@ def refuse_foreign_directory(target: Path) -> None:
     )
 
 
-USAGE = """```python
-from transformers import AutoProcessor, {model_class}
+def _puts_picture_first(processor: Any) -> bool:
+    """Whether the processor puts the picture before the text itself; such a one keeps no chat template."""
+    return Pictures(processor).family.tokens_attribute is not None
 
-model = {model_class}.from_pretrained("PATH")
+
+def _with_prompt(processor: Any) -> str:
+    """The card's lines where there is no chat template."""
+    prompt = "Describe the image." if _puts_picture_first(processor) else Pictures(processor).text + "\\n"
+    return WITH_PROMPT.replace("PROMPT", prompt)
+
+
+@contextmanager
+def _chat_template(processor: Any, template: str | None) -> Iterator[None]:
+    """Give the processor and its tokenizer a chat template for a block."""
+    before = processor.chat_template, processor.tokenizer.chat_template
+    processor.chat_template = processor.tokenizer.chat_template = template
+    try:
+        yield
+    finally:
+        processor.chat_template, processor.tokenizer.chat_template = before
+
+
+USAGE = """```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("PATH")
 processor = AutoProcessor.from_pretrained("PATH")
-question = {{"type": "text", "text": "Describe the image."}}
-messages = [{{"role": "user", "content": [{{"type": "image", "url": "PICTURE"}}, question]}}]
+"""
+WITH_CHAT = """question = {"type": "text", "text": "Describe the image."}
+messages = [{"role": "user", "content": [{"type": "image", "url": "PICTURE"}, question]}]
 inputs = processor.apply_chat_template(
     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
 )
+print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
+```
+"""
+WITH_PROMPT = """from PIL import Image
+
+inputs = processor(images=Image.open("PICTURE"), text="PROMPT", return_tensors="pt")
 print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
 ```
 """

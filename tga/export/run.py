@@ -22,7 +22,8 @@ def export_source(source: Source, out_dir: str | Path, card: ModelCard, *, forma
         UserError: an unknown format; or `llava` for a checkpoint that trained more than the projector.
     """
     if format == "hf":
-        return export_hf(source.model, source.processor, out_dir, card)
+        trained_with = source.hyper_parameters.get("template")
+        return export_hf(source.model, source.processor, out_dir, card, trained_with=trained_with)
     if format != "llava":
         raise UserError("There is no such export format", given=format, allowed=", ".join(FORMATS), remedy="format=hf")
     prefix = source.family.projector + "."
@@ -67,6 +68,7 @@ def card_of(
         method=method or str(source.hyper_parameters.get("method", "not recorded")),
         settings=dict(_flat(settings)),
         figures=_measured(figures or {}),
+        family=source.family.name,
     )
 
 
