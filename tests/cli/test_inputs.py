@@ -44,7 +44,8 @@ def config() -> dict[str, Any]:
                  "neighbours": "steps.safetensors"},
         "encoder": {"name": "local-dir:retriever"},
         "prepare": {"root": "prepared"},
-        "evaluation": {"root": ".", "other_root": "more", "metrics": {"vqa": {"file": "questions/q.jsonl"}, "dsr": {"file": "scenes"}}},
+        "evaluation": {"root": ".", "other_root": "more",
+                       "metrics": {"vqa": {"file": "questions/q.jsonl"}, "dsr": {"file": "scenes"}}},
         "models": {"mine": "llm"},
         "extra": [{"vectors": "steps.safetensors", "hub": "org/name"}],
     }  # fmt: skip
