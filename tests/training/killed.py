@@ -10,8 +10,9 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -23,6 +24,11 @@ from tga.data.sample import Sample
 from tga.training.run import fit
 from tga.training.settings import Calibration, FitResult, TrainSettings
 from tga.vlm.families import family_of
+
+
+SETTINGS: dict[str, Any] = {
+    "epochs": 3, "batch_size": 3, "save_every": 2, "log_every": 1, "gradient_norm_every": 3, "accelerator": "cpu", "seed": 5,
+}  # fmt: skip
 
 
 class Deadly(Collator):
@@ -38,8 +44,19 @@ class Deadly(Collator):
         return super().__call__(samples)
 
 
-def train(work: Path, run_dir: Path, *, kill_at: int = 0, ckpt_path: str | None = None) -> FitResult:
-    """Three epochs of four batches (the last is short), a checkpoint every second step, centred TGA with neighbours."""
+def train(
+    work: Path,
+    run_dir: Path,
+    *,
+    kill_at: int = 0,
+    ckpt_path: str | None = None,
+    told: Mapping[str, Any] | None = None,
+    **changed: Any,
+) -> FitResult:
+    """Three epochs of four batches (the last is short), a checkpoint every second step, centred TGA with neighbours.
+
+    told: more hyper-parameters. changed: settings other than these.
+    """
     samples = load_llava_json(work / "train.json", work / "images")
     texts = [sample.caption or "" for sample in samples]
     samples = [dataclasses.replace(s, neighbours=(texts[i - 1],)) for i, s in enumerate(samples)]
@@ -52,14 +69,12 @@ def train(work: Path, run_dir: Path, *, kill_at: int = 0, ckpt_path: str | None 
         collator,
         samples,
         [TGA((0, 1, 3))],
-        TrainSettings(
-            epochs=3, batch_size=3, save_every=2, log_every=1, gradient_norm_every=3, accelerator="cpu", seed=5
-        ),
+        TrainSettings(**{**SETTINGS, **changed}),
         run_dir,
         train=["projector"],
         centred=True,
         calibration=Calibration(eps=0.1, output_std_ratio=1.0, images=6),
-        hyper_parameters={"base_model": {"vlm": "tiny"}},
+        hyper_parameters={"base_model": {"vlm": "tiny"}, **(told or {})},
         ckpt_path=ckpt_path,
         console=Console(stderr=True),
     )

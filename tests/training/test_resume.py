@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -78,3 +79,79 @@ def test_another_seed_or_data_set_is_refused() -> None:
     other = ResumableLoader(range(11), SeededBatches(11, 3, 2, seed=2))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="samples was 10 and is 11, seed was 1 and is 2"):
         other.load_state_dict(state)
+
+
+def test_an_earlier_checkpoint_is_continued_in_a_directory_of_its_own(tmp_path: Path) -> None:
+    write_tiny_llava_json(tmp_path, n=10)
+    kept = {"keep_checkpoints": 9}
+    whole = train(tmp_path, tmp_path / "whole", **kept)
+    earlier = tmp_path / "whole" / "checkpoints" / "step-00000006.ckpt"
+    before = {path.name: path.read_bytes() for path in earlier.parent.iterdir()}
+    with pytest.raises(UserError, match=r"Later checkpoints.*step 6\..*step-00000012\.ckpt.*run_dir=ANOTHER"):
+        train(tmp_path, tmp_path / "whole", ckpt_path=str(earlier), **kept)
+    assert {path.name: path.read_bytes() for path in earlier.parent.iterdir()} == before
+    branch = train(tmp_path, tmp_path / "branch", ckpt_path=str(earlier), **kept)
+    assert branch.checkpoint == tmp_path / "branch" / "checkpoints" / "step-00000012.ckpt"
+    here, there = read_checkpoint(branch.checkpoint), read_checkpoint(whole.checkpoint)
+    assert all(torch.equal(here.weights[name], value) for name, value in there.weights.items())
+    with pytest.raises(UserError, match="is not among them"):
+        train(tmp_path, tmp_path / "branch", ckpt_path=str(whole.checkpoint), **kept)
+
+
+def test_the_result_is_what_the_run_wrote_and_not_what_lies_beside_it(tmp_path: Path) -> None:
+    """Also where something puts a later file there meanwhile."""
+    write_tiny_llava_json(tmp_path, n=10)
+    stale = tmp_path / "run" / "checkpoints" / "step-00000099.ckpt"
+
+    def disturb(*_: object) -> None:
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        stale.touch()
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr("tga.training.callbacks.MetricsFile.on_train_start", disturb)
+    try:
+        result = train(tmp_path, tmp_path / "run", max_steps=2, log_every=99)
+    finally:
+        patch.undo()
+    assert result.checkpoint.name == "step-00000002.ckpt" and result.checkpoint.is_file()
+
+
+def test_a_finished_run_that_is_continued_has_the_checkpoint_it_had(tmp_path: Path) -> None:
+    write_tiny_llava_json(tmp_path, n=10)
+    first = train(tmp_path, tmp_path / "run", max_steps=3)
+    again = train(tmp_path, tmp_path / "run", max_steps=3, ckpt_path="last")
+    assert again.checkpoint == first.checkpoint and again.samples == 0
+
+
+def test_other_settings_are_refused_all_at_once(tmp_path: Path) -> None:
+    write_tiny_llava_json(tmp_path, n=10)
+    told = {"method": "tga", "alignment": {"layers": [0, 1, 3], "pair_weight": 1.0}}
+    train(tmp_path, tmp_path / "run", max_steps=3, told=told)
+    other = {"method": "regap", "alignment": {"layers": [0, 1]}}
+    with pytest.raises(UserError) as refused:
+        train(tmp_path, tmp_path / "run", max_steps=4, learning_rate=2e-3, told=other, ckpt_path="last")
+    said = str(refused.value)
+    for part in (
+        "alignment.layers was [0, 1, 3] and is [0, 1]",
+        "alignment.pair_weight was 1.0 and is not set",
+        "method was tga and is regap",
+        "training.learning_rate was 0.001 and is 0.002",
+        "training.max_steps was 3 and is 4",
+    ):
+        assert part in said, said
+    assert "seed" not in said and "config.yaml" in said
+    (tmp_path / "train.json").write_text(json.dumps(json.loads((tmp_path / "train.json").read_text())[:9]))
+    with pytest.raises(UserError, match="samples was 10 and is 9"):
+        train(tmp_path, tmp_path / "run", max_steps=3, told=told, ckpt_path="last")
+
+
+def test_what_decides_no_number_may_change(tmp_path: Path) -> None:
+    write_tiny_llava_json(tmp_path, n=10)
+    whole = train(tmp_path, tmp_path / "whole", max_steps=4)
+    train(tmp_path, tmp_path / "half", max_steps=4, keep_checkpoints=9)
+    (tmp_path / "half" / "checkpoints" / "step-00000004.ckpt").unlink()
+    free = {"save_every": 1, "log_every": 2, "gradient_norm_every": 0, "gradient_checkpointing": True}
+    result = train(tmp_path, tmp_path / "half", max_steps=4, ckpt_path="last", **free)
+    here, there = read_checkpoint(result.checkpoint), read_checkpoint(whole.checkpoint)
+    for name, value in there.weights.items():
+        torch.testing.assert_close(here.weights[name], value)

@@ -61,7 +61,7 @@ def read_checkpoint(path: Path) -> TrainedWeights:
     if not zipfile.is_zipfile(path):  # what torch.save writes; loading anything else fails in many ways
         raise UserError("This is not a checkpoint of tga-train", given=path, remedy=NAME_ONE)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         hyper_parameters = dict(content["hyper_parameters"])
         base = BaseModel(**hyper_parameters["base_model"])
     except (pickle.UnpicklingError, KeyError, TypeError, RuntimeError, EOFError) as error:

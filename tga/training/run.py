@@ -25,8 +25,9 @@ from tga.data.sample import Sample
 from tga.errors import UserError
 from tga.training.callbacks import MetricsFile, ProgressBar, Throughput, parts_table, read_metrics
 from tga.training.centre import caption_centre, with_centre
-from tga.training.checkpoint import latest_checkpoint, read_checkpoint, trainable_parameters
+from tga.training.checkpoint import read_checkpoint, trainable_parameters
 from tga.training.module import AlignmentModule
+from tga.training.resume import checkpoint_to_continue, refuse_other_run, run_description
 from tga.training.saving import SaveCheckpoints
 from tga.training.settings import Calibration, FitResult, TrainSettings
 from tga.training.stage import refuse_wrong_stage
@@ -56,14 +57,17 @@ def fit(
     Args:
         objectives: beside the LM loss, without a centre; `centred` gives them one, the mean over captions of the
             samples.
-        hyper_parameters: plain values for the checkpoint; must hold `base_model`.
+        hyper_parameters: plain values for the checkpoint; must hold `base_model`. A run that continues has the same.
         ckpt_path: None, "last" (of this run directory) or a file to continue from.
 
     Raises:
         UserError: see the modules that do the work; a checkpoint that does not fit, or a loss that is not finite.
     """
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
-    resume_from = _resolve_checkpoint(ckpt_path, run_dir)
+    hyper_parameters = run_description(hyper_parameters, settings, len(samples))
+    resume_from = checkpoint_to_continue(ckpt_path, run_dir)
+    if resume_from is not None:
+        refuse_other_run(resume_from, hyper_parameters)
     _prepare_model(model, family, settings, train)
     refuse_wrong_stage(model, family, objectives)
     console.print(parts_table(parameter_table(model, family)))
@@ -83,7 +87,7 @@ def fit(
     module = _module(model, family, objectives, settings, data, centre, hyper_parameters)
     with _quiet_trainer():
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
-    return _result(module, trainer, throughput, run_dir, device)
+    return _result(module, trainer, throughput, run_dir, resume_from, device)
 
 
 @contextmanager
@@ -102,21 +106,6 @@ def _quiet_trainer() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _resolve_checkpoint(ckpt_path: str | None, run_dir: Path) -> Path | None:
-    if ckpt_path is None:
-        if held := sorted((run_dir / "checkpoints").glob("step-*.ckpt")):
-            raise UserError(
-                "The run directory holds the checkpoints of another run",
-                given=held[-1],
-                allowed="a new run directory, or continuing that run",
-                remedy="run_dir=ANOTHER_DIRECTORY, or ckpt_path=last",
-            )
-        return None
-    path = latest_checkpoint(run_dir / "checkpoints") if ckpt_path == "last" else Path(ckpt_path)
-    read_checkpoint(path)
-    return path
 
 
 def _prepare_model(model: Any, family: Family, settings: TrainSettings, train: Sequence[str]) -> None:
@@ -271,12 +260,21 @@ def _module(
 
 
 def _result(
-    module: AlignmentModule, trainer: lightning.Trainer, throughput: Throughput, run_dir: Path, device: torch.device
+    module: AlignmentModule,
+    trainer: lightning.Trainer,
+    throughput: Throughput,
+    run_dir: Path,
+    resume_from: Path | None,
+    device: torch.device,
 ) -> FitResult:
+    """What came out; the checkpoint is the one that this run wrote, or went on from where nothing was left to do."""
     rows = read_metrics(run_dir / "metrics.jsonl")
     last = rows[-1] if rows else {}
+    written = next(callback.written for callback in trainer.callbacks if isinstance(callback, SaveCheckpoints))  # type: ignore[attr-defined]
+    checkpoint = written or resume_from
+    assert checkpoint is not None  # a run that continues nothing has steps, and saves at the last one
     return FitResult(
-        checkpoint=latest_checkpoint(run_dir / "checkpoints"),
+        checkpoint=checkpoint,
         steps=trainer.global_step,
         samples=throughput.samples,
         train_s=throughput.seconds,

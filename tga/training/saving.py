@@ -20,11 +20,12 @@ from tga.files import atomic_path
 class SaveCheckpoints(lightning.Callback):
     """Write a checkpoint every `every_steps` optimiser steps and at the end, and keep the newest `keep`.
 
-    The callback's own state is the state of the random generators, so that it travels in the same file.
+    `written` is the newest that this process wrote, None before the first. The callback's own state is the state of the random generators, so that it travels in the same file.
     """
 
     def __init__(self, directory: Path, *, every_steps: int, keep: int) -> None:
         self.directory, self.every_steps, self.keep = Path(directory), every_steps, keep
+        self.written: Path | None = None
         self._saved_at = 0
         self._restored: dict[str, Any] | None = None
 
@@ -44,9 +45,10 @@ class SaveCheckpoints(lightning.Callback):
             self._save(trainer, step)
 
     def _save(self, trainer: lightning.Trainer, step: int) -> None:
-        with atomic_path(self.directory / f"step-{step:08d}.ckpt") as path:
+        target = self.directory / f"step-{step:08d}.ckpt"
+        with atomic_path(target) as path:
             trainer.save_checkpoint(path, weights_only=False)
-        self._saved_at = step
+        self._saved_at, self.written = step, target
         for old in sorted(self.directory.glob("step-*.ckpt"))[: -self.keep]:
             old.unlink()
 
