@@ -100,7 +100,8 @@ def test_vectors_and_the_chosen_strength_go_from_one_command_to_the_other(world:
     assert {row["model"] for row in rows} == {"alpha 0", "alpha 0.5", "alpha 2"}
     assert "text_dsr" not in {row["metric"] for row in rows}, "what holds no picture is not corrected"
     table = (world / "out" / "table.md").read_text()
-    assert "| alpha | image_dsr | over_refusal | vqa |" in table and "0.5 (chosen)" in table and "0.5" in printed
+    assert "| metric | 0 | 0.5 (chosen) | 2 |" in table and "| over_refusal | 1.000 [" in table
+    assert "0.5 (chosen)" in printed and "[" not in printed.split("alpha 0.5:")[0]
     vectors = read_vectors(world / "out" / "vectors.safetensors")
     assert vectors.alpha == 0.5 and vectors.rule == summary["rule"] and sorted(vectors.shifts) == [1, 2, 3]
     assert vectors.origin["anchors"] == "anchors.jsonl" and vectors.origin["picture"] == "blank"

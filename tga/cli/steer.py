@@ -15,8 +15,7 @@ from tga.cli.steering import VECTORS_FILE, Sweep, check_settings, prepare_steeri
 from tga.cli.steering_prompts import ASKED, subject_of
 from tga.errors import UserError
 from tga.evaluation.models import check_models, load_model
-from tga.evaluation.rates import Interval
-from tga.evaluation.report import ABSENT, Table, interval_text, markdown, print_tables, write_text
+from tga.evaluation.report import markdown, models_table, print_tables, write_text
 from tga.evaluation.suite import ANSWERS_FILE, write_answers
 from tga.resources import peak_rss_mib
 from tga.steering.vectors import save_vectors
@@ -63,20 +62,17 @@ def main(config: DictConfig) -> Path:
 
 
 def _report(run_dir: Path, found: Mapping[float, Mapping[str, float]], sweep: Sweep, alpha: float) -> None:
-    """table.md beside the answers, and the same table in the terminal: strengths as rows, rates side by side."""
-    rows = []
-    for strength_, rates in found.items():
-        row = [f"{strength_:g}" + (" (chosen)" if strength_ == alpha else "")]
-        for name in sweep.metrics:
-            interval = Interval(rates[name], rates.get(f"{name}_low"), rates.get(f"{name}_high"), 0)
-            row.append(interval_text(interval, name) if name in rates else ABSENT)
-        rows.append(row)
-    table = Table("Strengths on the questions for choosing, 95 % intervals (Wilson)", ["alpha", *sweep.metrics], rows)
+    """table.md with intervals beside the answers, the rates alone in the terminal: strengths side by side."""
+    names = {a: f"{a:g} (chosen)" if a == alpha else f"{a:g}" for a in found}
+    metrics = list(sweep.metrics)
+    title = "Rates by strength on the questions for choosing"
     notes = [f"alpha {alpha:g}: {sweep.rule}."]
     if alpha == 0.0:
         notes.append("No strength improves on the plain model by this rule, and alpha 0 corrects nothing.")
-    write_text(run_dir / "table.md", markdown("CMRM by strength", [table], notes))
-    print_tables([table], notes)
+    whole = models_table({names[a]: rates for a, rates in found.items()}, metrics, f"{title}, 95 % intervals (Wilson)")
+    write_text(run_dir / "table.md", markdown("CMRM by strength", [whole], notes))
+    rates_only = {names[a]: {name: rates[name] for name in metrics} for a, rates in found.items()}
+    print_tables([models_table(rates_only, metrics, title)], notes)
 
 
 if __name__ == "__main__":
