@@ -33,7 +33,8 @@ EXPECTED = {
     "«No, new.</s>»USER: Whose? ASSISTANT: «Ann's.</s>»",
     "llava_llama_2": f"<s>[INST] <<SYS>>\n{LLAMA_2_SYSTEM}\n<</SYS>>\n\n<image>\nWhat is it? [/INST] «A red car. </s>»"
     "<s>[INST] Is it old? [/INST] «No, new. </s>»<s>[INST] Whose? [/INST] «Ann's. </s>»",
-    "mistral_instruct": "<s>[INST] <image>\nWhat is it? [/INST] «A red car.</s>»[INST] Is it old? [/INST] «No, new.</s>»"
+    "mistral_instruct": "<s>[INST] <image>\nWhat is it? [/INST] «A red car.</s>»"
+    "[INST] Is it old? [/INST] «No, new.</s>»"
     "[INST] Whose? [/INST] «Ann's.</s>»",
     "instructblip": "<image><s>What is it? «A red car.</s>»Is it old? «No, new.</s>»Whose? «Ann's.</s>»",
 }
