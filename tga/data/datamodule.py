@@ -5,6 +5,7 @@ Nothing but the number of batches consumed has to be kept in a checkpoint.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,11 +29,15 @@ class ResumableLoader(DataLoader):
     def __init__(self, dataset: Sequence[Sample], batches: SeededBatches, **options: Any) -> None:
         super().__init__(dataset, batch_sampler=batches, **options)  # type: ignore[arg-type]
         self._batches = batches
+        self.waited_s = 0.0  # between being asked for a batch and having it
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        asked = time.perf_counter()
         for batch in super().__iter__():
+            self.waited_s += time.perf_counter() - asked
             self._batches.start += 1
             yield batch
+            asked = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         """The position (in batches of this process), with what it depends on."""
@@ -82,6 +87,7 @@ class SampleData(lightning.LightningDataModule):
             batches_per_step=batches_per_step, rank=rank, world=world,
         )  # fmt: skip
         self.num_workers, self.pin_memory = num_workers, pin_memory
+        self._loader: ResumableLoader | None = None
 
     @property
     def total_batches(self) -> int:
@@ -94,4 +100,10 @@ class SampleData(lightning.LightningDataModule):
         workers["generator"] = torch.Generator()  # the loader's own draws must not move the global generator
         if self.num_workers:
             workers |= {"prefetch_factor": 4, "multiprocessing_context": "spawn"}
-        return ResumableLoader(self.samples, self.batches, collate_fn=self.collate, **workers)
+        self._loader = ResumableLoader(self.samples, self.batches, collate_fn=self.collate, **workers)
+        return self._loader
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that the training has waited for batches."""
+        return 0.0 if self._loader is None else self._loader.waited_s

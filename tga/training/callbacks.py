@@ -12,59 +12,37 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from tga.data.collate import Batch
 from tga.files import atomic_path
 from tga.resources import peak_rss_mib
-
-
-class Throughput(lightning.Callback):
-    """Counts samples and seconds of this process; the other callbacks and the summary read them."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.seconds = 0.0
-        self._started = 0.0
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
-
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
-        """One more batch."""
-        self.samples += len(batch.ids)
-        self.seconds = time.perf_counter() - self._started
-
-    @property
-    def samples_per_s(self) -> float:
-        """Samples per second since the start, the first step included."""
-        return self.samples / self.seconds if self.seconds else 0.0
+from tga.training.distributed import means, total
+from tga.training.throughput import Throughput
 
 
 class MetricsFile(lightning.Callback):
     """One JSON row per `every` optimiser steps: loss, terms, figures, learning rate, samples/s, gradient norm, memory.
 
-    The row of step n belongs to the n-th update, counted from 1. A run that continues from step n first drops rows
-    beyond it, which the killed process may have written.
+    The row of step n belongs to the n-th update, counted from 1; losses and figures are means over the batches that
+    the step accumulates and over all processes. A run that continues from step n first drops rows beyond it, which the
+    killed process may have written. Loggers of the trainer get the same rows.
     """
 
     def __init__(self, path: Path, throughput: Throughput, *, every: int) -> None:
         self.path, self.throughput, self.every = Path(path), throughput, every
-        self._written = 0
+        self._done = 0
+        self._parts: list[dict[str, Tensor]] = []
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Drop rows of steps that will be done again, and a last row that a kill cut short."""
-        self._written = trainer.global_step  # batches that only accumulate belong to a step to come
+        self._done = trainer.global_step
+        if not trainer.is_global_zero:
+            return
         kept = [row for row in read_metrics(self.path) if row["step"] <= trainer.global_step]
         with atomic_path(self.path) as path:
             path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -72,23 +50,29 @@ class MetricsFile(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Append a row when it is due."""
+        """Take the batch into its step's means, and append a row when the step is complete and due."""
+        terms: dict[str, Tensor] = {f"loss_{name}": value for name, value in outputs["terms"].items()}
+        loss = torch.stack([value.float() for value in terms.values()]).sum()  # `outputs` has it over what accumulates
+        self._parts.append({"loss": loss, **terms, **outputs["figures"]})
         step = trainer.global_step
-        due = step % self.every == 0 or step == 1 or trainer.is_last_batch
-        if not due or step == self._written:
+        if step == self._done:
             return
-        self._written = step
-        row: dict[str, float] = {"step": step, "samples": self.throughput.samples, "loss": outputs["loss"].item()}
-        row |= {f"loss_{name}": value.item() for name, value in outputs["terms"].items()}
-        figures = {name: value.item() for name, value in outputs["figures"].items()}
-        row |= {name: value for name, value in figures.items() if not math.isnan(value)}
+        self._done, parts, self._parts = step, self._parts, []
+        if not (step % self.every == 0 or step == 1 or trainer.is_last_batch):
+            return
+        samples = int(total(self.throughput.samples, pl_module.device))
+        row: dict[str, float] = {"step": step, "samples": samples}
+        row |= {name: value for name, value in means(parts).items() if not math.isnan(value)}
         row["learning_rate"] = pl_module.learning_rate * pl_module.learning_rate_factor(step - 1)
-        row["samples_per_s"] = round(self.throughput.samples_per_s, 3)
+        row["samples_per_s"] = round(samples / self.throughput.seconds, 3)
         row["peak_rss_mib"] = round(peak_rss_mib(), 1)
         if pl_module.objectives and pl_module.gradient_norm_every:
             row["guide_gradient_norm"] = pl_module.guide_gradient_norm
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if trainer.is_global_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            for logger in trainer.loggers:
+                logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=step)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

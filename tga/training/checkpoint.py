@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from tga.errors import UserError
 from tga.training.base_model import BaseModel
-from tga.vlm.families import FAMILIES
+from tga.training.lora import LoraSettings, add_lora, merge_lora
+from tga.vlm.families import FAMILIES, family_of
 
 MODEL_PREFIX = "model."  # the attribute of the LightningModule under which the VLM stands
 PROJECTORS = tuple(f"{family.projector}." for family in FAMILIES)
@@ -88,7 +89,14 @@ def restore_model(trained: TrainedWeights, *, dtype: torch.dtype | None, attn_im
         remedy = "put the base model back where the checkpoint names it, or train again from where it is now"
         problem = f"The base model of the checkpoint {trained.path} cannot be loaded ({error.problem})"
         raise UserError(problem, given=error.given, allowed=error.allowed, remedy=remedy) from error
-    put_weights(model, trained.weights, source=str(trained.path))
+    lora = trained.hyper_parameters.get("lora")
+    if lora is None:
+        put_weights(model, trained.weights, source=str(trained.path))
+    else:
+        with torch.random.fork_rng(devices=[]):
+            add_lora(model, family_of(model), LoraSettings(**lora))
+        put_weights(model, trained.weights, source=str(trained.path))
+        merge_lora(model, family_of(model))
     return model.eval(), processor
 
 

@@ -27,9 +27,10 @@ from tga.alignment.objective import Objective, Spans, StatefulObjective
 from tga.data.collate import Batch
 from tga.errors import UserError
 from tga.training.checkpoint import MODEL_PREFIX, require_same, trainable_parameters
+from tga.training.distributed import shard
 from tga.training.optimiser import adamw, parameter_groups
 from tga.training.spans import batch_spans
-from tga.vlm.families import Family
+from tga.vlm.families import Family, component
 from tga.vlm.hidden_states import multimodal_hidden_states
 from tga.vlm.lm_loss import lm_loss
 
@@ -90,6 +91,13 @@ class AlignmentModule(lightning.LightningModule):
         self.plain_hyper_parameters = dict(hyper_parameters or {})
         self.centre: Tensor | None
         self.register_buffer("centre", centre)
+
+    def configure_model(self) -> None:
+        """Share the weights out where the strategy has made a mesh of processes for it (FSDP2)."""
+        if self._device_mesh is not None:
+            layers = component(self.model, self.family.decoder_layers)
+            assert isinstance(layers, nn.ModuleList)
+            shard(self.model, list(layers), self._device_mesh["data_parallel"])
 
     def step_losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Named weighted scalars; their sum is the loss; "lm" is the LM loss, the others are the objectives'."""

@@ -20,7 +20,8 @@ from tga.training.settings import TrainSettings
 # How often something is written or measured, and how the same sums are computed: a run may change them half way.
 FREE = (
     "training.save_every", "training.keep_checkpoints", "training.log_every", "training.gradient_norm_every",
-    "training.num_workers", "training.accelerator", "training.gradient_checkpointing", "config_hash",
+    "training.num_workers", "training.loggers", "training.accelerator", "training.gradient_checkpointing",
+    "config_hash",
 )  # fmt: skip
 ABSENT = "not set"
 

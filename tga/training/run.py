@@ -5,35 +5,40 @@ Everything that can be wrong with settings, samples or a checkpoint is found bef
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from tga.alignment.objective import Objective
 from tga.data.collate import Collator
 from tga.data.datamodule import SampleData
 from tga.data.sample import Sample
 from tga.errors import UserError
-from tga.training.callbacks import MetricsFile, ProgressBar, Throughput, parts_table, read_metrics
+from tga.training.callbacks import MetricsFile, ProgressBar, parts_table, read_metrics
 from tga.training.centre import caption_centre, with_centre
 from tga.training.checkpoint import read_checkpoint, trainable_parameters
+from tga.training.distributed import Processes, agree_on, total
+from tga.training.guard import FiniteGradients
+from tga.training.lora import LoraSettings
 from tga.training.module import AlignmentModule
+from tga.training.prepare import prepare_model
 from tga.training.resume import checkpoint_to_continue, refuse_other_run, run_description
 from tga.training.saving import SaveCheckpoints
 from tga.training.settings import Calibration, FitResult, TrainSettings
 from tga.training.stage import refuse_wrong_stage
-from tga.vlm.families import Family, component
-from tga.vlm.freezing import freeze, parameter_table
+from tga.training.throughput import ModelFlops, Throughput, matmul_flops_per_s, model_flops, peak_device_mib
+from tga.training.trainer import build_trainer, quiet_trainer
+from tga.vlm.families import Family
+from tga.vlm.freezing import parameter_table
 from tga.vlm.projector_init import calibrate_projector
+
+ALONE = Processes()
 
 
 def fit(
@@ -51,6 +56,8 @@ def fit(
     hyper_parameters: Mapping[str, Any],
     ckpt_path: str | None,
     console: Console,
+    lora: LoraSettings | None = None,
+    processes: Processes = ALONE,
 ) -> FitResult:
     """Train `train` parts of the model and leave `run_dir/checkpoints/step-*.ckpt` and `run_dir/metrics.jsonl`.
 
@@ -59,6 +66,8 @@ def fit(
             samples.
         hyper_parameters: plain values for the checkpoint; must hold `base_model`. A run that continues has the same.
         ckpt_path: None, "last" (of this run directory) or a file to continue from.
+        lora: adapters that train beside `train`, which does not hold the language model then.
+        processes: which of how many this is; all call this function with the same arguments.
 
     Raises:
         UserError: see the modules that do the work; a checkpoint that does not fit, or a loss that is not finite.
@@ -68,14 +77,16 @@ def fit(
     resume_from = checkpoint_to_continue(ckpt_path, run_dir)
     if resume_from is not None:
         refuse_other_run(resume_from, hyper_parameters)
-    _prepare_model(model, family, settings, train)
+    prepare_model(model, family, settings, train, lora)
     refuse_wrong_stage(model, family, objectives)
     console.print(parts_table(parameter_table(model, family)))
-    data = _data(samples, collator, settings)
+    data = _data(samples, collator, settings, processes)
     collator([samples[0]])  # a sample that cannot be put together says so before the model moves
-    throughput = Throughput()
-    with _quiet_trainer():
-        trainer = _trainer(settings, throughput, run_dir, data, console)
+    throughput = Throughput(lambda: data.waited_s)
+    callbacks = _callbacks(settings, throughput, run_dir, data, console)
+    with quiet_trainer():
+        only_projector = set(train) == {"projector"}
+        trainer = build_trainer(settings, processes, callbacks, run_dir, all_parameters_used=only_projector)
     device = trainer.strategy.root_device
     model.to(device)
     if calibration is not None and resume_from is None:
@@ -83,53 +94,18 @@ def fit(
     centre = None
     if centred:
         centre = _centre(model, family, collator, samples, objectives, settings, resume_from, device, console)
-        objectives = with_centre(objectives, centre.to(device), _union(objectives))
+        centre = centre.to(device)
+        agree_on([centre])
+        objectives = with_centre(objectives, centre, _union(objectives))
+    agree_on(list(trainable_parameters(model).values()))
     module = _module(model, family, objectives, settings, data, centre, hyper_parameters)
-    with _quiet_trainer():
+    flops = model_flops(model, family)  # of the whole model: below its parameters may be shared out
+    with quiet_trainer():
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
-    return _result(module, trainer, throughput, run_dir, resume_from, device)
+    return _result(module, trainer, throughput, flops, run_dir, resume_from, device)
 
 
-@contextmanager
-def _quiet_trainer() -> Iterator[None]:
-    """Leave out what the trainer says of itself: its tips, and warnings about choices made on purpose."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # Frozen parts are in eval mode on purpose; how many workers a machine should have is the user's choice.
-            warnings.filterwarnings("ignore", message=".*eval mode.*")
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*Checkpoint directory.*")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _prepare_model(model: Any, family: Family, settings: TrainSettings, train: Sequence[str]) -> None:
-    """Freeze, keep what trains in float32, and switch gradient checkpointing on where asked."""
-    freeze(model, family, train)
-    if settings.precision == "32-true" and any(p.dtype != torch.float32 for p in model.parameters()):
-        raise UserError(
-            "A model in half precision cannot train in precision 32-true",
-            given=f"model.dtype={str(model.dtype).removeprefix('torch.')}",
-            remedy="training.precision=bf16-mixed, or model.dtype=float32",
-        )
-    for parameter in trainable_parameters(model).values():
-        parameter.data = parameter.data.float()
-    if settings.gradient_checkpointing:
-        # 5.23 warns that this name goes in version 6; its successor, activation_checkpointing_enable, is not in 5.0.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        # Checkpointing is active in train mode only; without dropout that mode computes the same.
-        language_model = component(model, family.language_model).train()
-        if any(isinstance(module, nn.Dropout) and module.p for module in language_model.modules()):
-            remedy = "training.gradient_checkpointing=false, or set the dropout in the model's config.json to 0"
-            raise UserError("Gradient checkpointing needs a language model without dropout", remedy=remedy)
-
-
-def _data(samples: Sequence[Sample], collator: Collator, settings: TrainSettings) -> SampleData:
+def _data(samples: Sequence[Sample], collator: Collator, settings: TrainSettings, processes: Processes) -> SampleData:
     if not samples:
         raise UserError("There are no samples to train on", remedy="data.json=PATH")
     limit = settings.max_steps * settings.accumulate_batches if settings.max_steps is not None else None
@@ -142,6 +118,10 @@ def _data(samples: Sequence[Sample], collator: Collator, settings: TrainSettings
         max_batches=limit,
         num_workers=settings.num_workers,
         pin_memory=torch.cuda.is_available() and settings.accelerator != "cpu",
+        grouping=settings.grouping,
+        batches_per_step=settings.accumulate_batches * processes.size,
+        rank=processes.rank,
+        world=processes.size,
     )
 
 
@@ -149,31 +129,16 @@ def _total_steps(data: SampleData, settings: TrainSettings) -> int:
     return math.ceil(data.total_batches / settings.accumulate_batches)
 
 
-def _trainer(
+def _callbacks(
     settings: TrainSettings, throughput: Throughput, run_dir: Path, data: SampleData, console: Console
-) -> lightning.Trainer:
-    """A trainer of one device whose single "epoch" is the whole run: see `tga.data.datamodule`."""
-    callbacks = [
+) -> list[lightning.Callback]:
+    return [
         throughput,
+        FiniteGradients(),
         MetricsFile(run_dir / "metrics.jsonl", throughput, every=settings.log_every),
         ProgressBar(throughput, _total_steps(data, settings), console=console),
         SaveCheckpoints(run_dir / "checkpoints", every_steps=settings.save_every, keep=settings.keep_checkpoints),
     ]
-    return lightning.Trainer(
-        accelerator=settings.accelerator,
-        devices=1,
-        precision=settings.precision,  # type: ignore[arg-type]
-        max_epochs=1,
-        accumulate_grad_batches=settings.accumulate_batches,
-        gradient_clip_val=settings.gradient_clip_norm,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=run_dir,
-    )
 
 
 def _calibrate(
@@ -240,7 +205,7 @@ def _module(
     centre: Tensor | None,
     hyper_parameters: Mapping[str, Any],
 ) -> AlignmentModule:
-    total = _total_steps(data, settings)
+    steps = _total_steps(data, settings)
     return AlignmentModule(
         model,
         family,
@@ -249,9 +214,9 @@ def _module(
         projector_learning_rate=settings.projector_learning_rate,
         weight_decay=settings.weight_decay,
         betas=settings.betas,
-        warmup_steps=math.ceil(settings.warmup_ratio * total),
+        warmup_steps=math.ceil(settings.warmup_ratio * steps),
         min_lr_ratio=settings.min_lr_ratio,
-        total_steps=total,
+        total_steps=steps,
         lm_weight=settings.lm_weight,
         centre=centre,
         gradient_norm_every=settings.gradient_norm_every,
@@ -263,6 +228,7 @@ def _result(
     module: AlignmentModule,
     trainer: lightning.Trainer,
     throughput: Throughput,
+    flops: ModelFlops,
     run_dir: Path,
     resume_from: Path | None,
     device: torch.device,
@@ -273,12 +239,20 @@ def _result(
     written = next(callback.written for callback in trainer.callbacks if isinstance(callback, SaveCheckpoints))  # type: ignore[attr-defined]
     checkpoint = written or resume_from
     assert checkpoint is not None  # a run that continues nothing has steps, and saves at the last one
+    samples, tokens = (total(value, device) for value in (throughput.samples, throughput.tokens))
+    seconds = throughput.seconds
+    dtype = torch.float32 if trainer.precision == "32-true" else torch.bfloat16
+    needed = flops.of(throughput.counts) / seconds if seconds else 0.0
     return FitResult(
         checkpoint=checkpoint,
         steps=trainer.global_step,
-        samples=throughput.samples,
-        train_s=throughput.seconds,
-        samples_per_s=throughput.samples_per_s,
+        samples=int(samples),
+        train_s=seconds,
+        samples_per_s=samples / seconds if seconds else 0.0,
+        tokens_per_s=tokens / seconds if seconds else 0.0,
+        data_wait_share=throughput.data_wait_share,
+        model_flop_utilisation=needed / matmul_flops_per_s(device, dtype) if seconds else 0.0,
+        peak_device_mib=peak_device_mib(device),
         guide_gradient_norm=float(last.get("guide_gradient_norm", math.nan)),
         losses={name: value for name, value in last.items() if name.startswith("loss")},
         figures={name: last[name] for name in module.figure_names if name in last},

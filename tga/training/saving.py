@@ -20,7 +20,8 @@ from tga.files import atomic_path
 class SaveCheckpoints(lightning.Callback):
     """Write a checkpoint every `every_steps` optimiser steps and at the end, and keep the newest `keep`.
 
-    `written` is the newest that this process wrote, None before the first. The callback's own state is the state of the random generators, so that it travels in the same file.
+    `written` is the newest of this run, None before the first. The callback's own state is the state of the random
+    generators, so that it travels in the same file.
     """
 
     def __init__(self, directory: Path, *, every_steps: int, keep: int) -> None:
@@ -46,9 +47,12 @@ class SaveCheckpoints(lightning.Callback):
 
     def _save(self, trainer: lightning.Trainer, step: int) -> None:
         target = self.directory / f"step-{step:08d}.ckpt"
+        self._saved_at, self.written = step, target
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(target, weights_only=False)  # gives its share of the weights, and writes nothing
+            return
         with atomic_path(target) as path:
             trainer.save_checkpoint(path, weights_only=False)
-        self._saved_at, self.written = step, target
         for old in sorted(self.directory.glob("step-*.ckpt"))[: -self.keep]:
             old.unlink()
 

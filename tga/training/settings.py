@@ -22,6 +22,9 @@ class TrainSettings:
         projector_learning_rate: of the projector, None where it is that of the rest.
         max_steps: stop after so many optimiser steps (the schedule shrinks with it); None for all epochs.
         warmup_ratio: share of the steps in which the learning rate rises.
+        strategy: "single", or for many processes "ddp", "fsdp2", "deepspeed", see `tga.training.distributed`.
+        grouping: which samples share an optimiser step, see `tga.data.sampling`.
+        loggers: beside metrics.jsonl: "tensorboard", "wandb".
         centre_captions: captions that the centre is the mean of, where an objective is centred.
         save_every, keep_checkpoints: optimiser steps between checkpoints (0: only at the end), and how many stay.
         log_every, gradient_norm_every: steps between rows of metrics.jsonl, and between gradient norms (0: never).
@@ -42,16 +45,20 @@ class TrainSettings:
     precision: str = "32-true"
     gradient_checkpointing: bool = False
     accelerator: str = "auto"
+    strategy: str = "single"
     num_workers: int = 0
+    grouping: str = "none"
     seed: int = 0
     centre_captions: int = 2048
     save_every: int = 500
     keep_checkpoints: int = 2
     log_every: int = 10
     gradient_norm_every: int = 100
+    loggers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "loggers", tuple(self.loggers))
         if self.precision not in PRECISIONS:
             allowed = ", ".join(PRECISIONS)
             raise UserError("Unknown precision", given=self.precision, allowed=allowed, remedy="training.precision=...")
@@ -64,6 +71,12 @@ class TrainSettings:
         }  # fmt: skip
         wrong = [f"{name}={value}" for name, value in positive.items() if value <= 0]
         wrong += [f"warmup_ratio={self.warmup_ratio}"] if not 0 <= self.warmup_ratio < 1 else []
+        if self.strategy in ("fsdp2", "deepspeed") and self.gradient_norm_every:
+            raise UserError(
+                "The norm of the guide gradient cannot be measured where weights are shared out",
+                given=f"training.strategy={self.strategy}, gradient_norm_every={self.gradient_norm_every}",
+                remedy="training.gradient_norm_every=0",
+            )
         if wrong:
             allowed = "positive numbers, warmup_ratio in [0, 1)"
             raise UserError(
@@ -85,8 +98,13 @@ class FitResult:
     """What a finished training leaves and how it went.
 
     Attributes:
-        steps: optimiser steps of the whole run; `samples` and `train_s` are those of this process (less after a
-            resume).
+        steps: optimiser steps of the whole run; `samples` (of all processes) and `train_s` are those since it was
+            started or resumed.
+        tokens_per_s: of all processes, image tokens included, padding left out.
+        data_wait_share: of the time, spent waiting for batches.
+        model_flop_utilisation: arithmetic that the model needs over what the device can do, see
+            `tga.training.throughput`.
+        peak_device_mib: memory held by tensors at most, None on a CPU.
         guide_gradient_norm: the objectives' gradient with respect to what trains, at the last measurement; NaN
             without objectives.
         losses: the terms of the last step.
@@ -99,6 +117,10 @@ class FitResult:
     samples: int
     train_s: float
     samples_per_s: float
+    tokens_per_s: float
+    data_wait_share: float
+    model_flop_utilisation: float
+    peak_device_mib: float | None
     guide_gradient_norm: float
     losses: dict[str, float]
     figures: dict[str, float]

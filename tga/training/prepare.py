@@ -1,0 +1,62 @@
+"""A loaded model made ready to train: what trains and what does not, in which dtype, and with how much memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tga.errors import UserError
+from tga.training.checkpoint import trainable_parameters
+from tga.training.lora import LoraSettings, add_lora
+from tga.training.settings import TrainSettings
+from tga.vlm.families import Family, component
+from tga.vlm.freezing import freeze
+
+
+def prepare_model(
+    model: Any, family: Family, settings: TrainSettings, train: Sequence[str], lora: LoraSettings | None
+) -> None:
+    """Freeze, add adapters, keep what trains in float32, and switch gradient checkpointing on where asked.
+
+    Frozen weights stay in the dtype they have: bfloat16 under bf16-mixed, where what trains has float32 weights,
+    gradients and optimiser states.
+
+    Raises:
+        UserError: settings that do not go with the model or with each other.
+    """
+    freeze(model, family, train)
+    if settings.precision == "32-true" and any(p.dtype != torch.float32 for p in model.parameters()):
+        raise UserError(
+            "A model in half precision cannot train in precision 32-true",
+            given=f"model.dtype={str(model.dtype).removeprefix('torch.')}",
+            remedy="training.precision=bf16-mixed, or model.dtype=float32",
+        )
+    if settings.gradient_checkpointing:
+        _checkpoint_gradients(model, family)
+    if lora is not None:
+        _adapt(model, family, settings, train, lora)
+    for parameter in trainable_parameters(model).values():
+        parameter.data = parameter.data.float()
+
+
+def _checkpoint_gradients(model: Any, family: Family) -> None:
+    # 5.23 warns that this name goes in version 6; its successor, activation_checkpointing_enable, is not in 5.0.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # Checkpointing is active in train mode only; without dropout that mode computes the same.
+    language_model = component(model, family.language_model).train()
+    if any(isinstance(module, nn.Dropout) and module.p for module in language_model.modules()):
+        remedy = "training.gradient_checkpointing=false, or set the dropout in the model's config.json to 0"
+        raise UserError("Gradient checkpointing needs a language model without dropout", remedy=remedy)
+
+
+def _adapt(model: Any, family: Family, settings: TrainSettings, train: Sequence[str], lora: LoraSettings) -> None:
+    if "language_model" in train:
+        raise UserError(
+            "The language model trains as a whole, and adapters were asked for",
+            given=f"model.train={list(train)}",
+            remedy="model.train=[projector] for adapters, or model.lora=null for all of the language model",
+        )
+    add_lora(model, family, lora)
