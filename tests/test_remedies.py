@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for name in ("tga", "retrieval_index") for path in (ROOT / name).rglob("*.py"))
-COMMANDS = ("build_index", "train", "evaluate", "steer", "export", "compare")
+COMMANDS = ("build_index", "train", "evaluate", "steer", "export", "compare", "locate")
 GROUPS = {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*") if path.is_dir()}
 KEY = re.compile(r"(?<![\w.(-])([a-z_]+(?:\.[a-z_0-9]+)*)=")
+LOCATED = ["alignment=tga_located"]
 NOT_OURS = {"use_fast"}  # an argument of transformers
 
 
@@ -35,7 +36,7 @@ def known() -> set[str]:
     with initialize_config_module(config_module="tga.conf", version_base="1.3"):
         for command in COMMANDS:
             found.update(keys_of(OmegaConf.to_container(compose(command), resolve=False)))
-        for options in (["prepare=mini", "alignment=tga_regap"], ["data=webdataset"], ["data=parquet"]):
+        for options in (["prepare=mini", "alignment=tga_regap"], ["data=webdataset"], ["data=parquet"], LOCATED):
             found.update(keys_of(OmegaConf.to_container(compose("train", overrides=options), resolve=False)))
     return found
 

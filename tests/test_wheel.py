@@ -25,6 +25,7 @@ COMMANDS = {
     "tga-steer": "steering",
     "tga-export": "format",
     "tga-compare": "methods",
+    "tga-locate": "localization",
 }
 
 

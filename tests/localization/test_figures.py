@@ -13,9 +13,9 @@ from tga.localization.figures import draw_activation, draw_attention, draw_cosin
 
 LAYERS = range(1, 5)
 WINDOWS = [
-    {"condition": "plain", "first": None, "last": None, "dsr": 0.9, "low": 0.8, "high": 0.95, "n": 40},
-    *({"condition": f"window_{a}_{a + 1}", "first": a, "last": a + 1, "dsr": 0.2 * a, "low": 0.1, "high": 0.9, "n": 40}
-      for a in (1, 2, 3)),
+    {"condition": "plain", "first": None, "last": None, "refused": 0.9, "low": 0.8, "high": 0.95, "n": 40},
+    *({"condition": f"window_{a}_{a + 1}", "first": a, "last": a + 1, "refused": 0.2 * a, "low": 0.1, "high": 0.9,
+       "n": 40} for a in (1, 2, 3)),
 ]  # fmt: skip
 
 
@@ -35,6 +35,11 @@ def pink(path: Path) -> int:
     return int(((found[..., 0] > 240) & (abs(found[..., 1] - 223) < 12) & (abs(found[..., 2] - 229) < 12)).sum())
 
 
+def blue(path: Path) -> int:
+    """Pixels of the benign prompts' colour."""
+    return int((pixels(path) == (0x2F, 0x6F, 0xB5)).all(axis=-1).sum())
+
+
 def test_activation_and_attention(tmp_path: Path) -> None:
     rows = [{"layer": at, "toxic": at / 4, "benign": 0.1, "activated": 0.2} for at in LAYERS]
     draw_activation(tmp_path, rows, (2, 3))
@@ -47,10 +52,12 @@ def test_activation_and_attention(tmp_path: Path) -> None:
 
 
 def test_windows(tmp_path: Path) -> None:
-    for name in ("figure3", "figure5"):
-        draw_windows(tmp_path, name, WINDOWS, (2, 2), title="DSR", plain="untouched")
-        assert rows_of(tmp_path / f"{name}.jsonl") == WINDOWS
-        assert pixels(tmp_path / f"{name}.png").std() > 5
+    draw_windows(tmp_path, "figure3", WINDOWS, (2, 2), title="DSR", plain="untouched")
+    assert rows_of(tmp_path / "figure3.jsonl") == [{"set": "toxic", **row} for row in WINDOWS]
+    assert blue(tmp_path / "figure3.png") == 0
+    draw_windows(tmp_path, "figure5", WINDOWS, (2, 2), title="DSR", plain="untouched", benign=WINDOWS[:2])
+    assert rows_of(tmp_path / "figure5.jsonl")[4:] == [{"set": "benign", **row} for row in WINDOWS[:2]]
+    assert blue(tmp_path / "figure5.png") > 100
 
 
 def test_cosines_with_and_without_a_retriever(tmp_path: Path) -> None:

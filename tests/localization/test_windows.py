@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tga.errors import UserError
 from tga.localization.rows import Rows
-from tga.localization.windows import Answer, Asked, Tally, inside_outside, layer_windows, refusals, window_name
+from tga.localization.windows import Answer, AskedBatch, Tally, inside_outside, layer_windows, refusals, window_name
 
 
 def test_windows_cover_all_layers() -> None:
@@ -29,7 +29,7 @@ def test_windows_that_do_not_fit_are_refused(size: int, stride: int) -> None:
 
 def test_refusals_by_condition() -> None:
     """Answers here say which layers were touched; those of layer 2 do not refuse."""
-    batches = [Asked(("a", "b"), 2, torch.zeros(2, 1).bool()), Asked(("c",), 1, torch.ones(1, 1).bool())]
+    batches = [AskedBatch(("a", "b"), 2, torch.zeros(2, 1).bool()), AskedBatch(("c",), 1, torch.ones(1, 1).bool())]
     touched: list[tuple[int, ...]] = []
     left: list[int] = []
     answers: list[Answer] = []

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tga.files import atomic_path
+from tga.localization.windows import PLAIN
 
 Row = Mapping[str, Any]
 Band = tuple[float, float] | None
@@ -66,26 +67,34 @@ def draw_attention(folder: Path, rows: Sequence[Row], band: Band) -> None:
     _save(figure, axes, folder / "figure2", rows)
 
 
-def draw_windows(folder: Path, name: str, rows: Sequence[Row], band: Band, *, title: str, plain: str) -> None:
-    """`<name>.png`: a rate by window of layers with its interval, beside that of the untouched model.
+def draw_windows(
+    folder: Path, name: str, rows: Sequence[Row], band: Band, *, title: str, plain: str, benign: Sequence[Row] = ()
+) -> None:
+    """`<name>.png`: the share refused by window of layers with its interval, beside that of the untouched model.
 
-    rows: condition, first, last (None for the untouched model), dsr, low, high, n. plain: label of the untouched model.
+    rows, benign: condition, first, last (None where it is no window), refused, low, high, n; of toxic and, where there
+    are any, of harmless prompts. plain: what the untouched model is called. The data has a `set` besides.
     """
-    figure, axes = _axes(title, "layers of the window", "DSR")
+    figure, axes = _axes(title, "layers of the window", "share refused")
     _mark(axes, band)
-    windows = [row for row in rows if row["first"] is not None]
-    centres = [(row["first"] + row["last"]) / 2 for row in windows]
-    rates = [row["dsr"] for row in windows]
-    errors = [[row["dsr"] - row["low"] for row in windows], [row["high"] - row["dsr"] for row in windows]]
-    axes.errorbar(centres, rates, yerr=errors, color=RED, marker="o", capsize=2, label="touched, 95 % interval")
-    for row in rows:
-        if row["condition"] == "plain":
-            axes.axhline(row["dsr"], color=GREY, linestyle="--", label=plain)
-    axes.set_xticks(centres, [f"{row['first']}-{row['last']}" for row in windows], fontsize=7)
-    if len(windows) > 8:
+    for kind, color, found in (("toxic", RED, rows), ("benign", BLUE, benign)):
+        windows = [row for row in found if row["first"] is not None]
+        centres = [(row["first"] + row["last"]) / 2 for row in windows]
+        rates = [row["refused"] for row in windows]
+        below = [max(0.0, row["refused"] - row["low"]) for row in windows]
+        above = [max(0.0, row["high"] - row["refused"]) for row in windows]
+        if windows:
+            label = f"{kind}, 95 % interval"
+            axes.errorbar(centres, rates, yerr=[below, above], color=color, marker="o", capsize=2, label=label)
+            axes.set_xticks(centres, [f"{row['first']}-{row['last']}" for row in windows], fontsize=7)
+        for row in found:
+            if row["condition"] == PLAIN:
+                axes.axhline(row["refused"], color=color, linestyle="--", linewidth=1, label=f"{kind}, {plain}")
+    if len(rows) > 10:
         axes.tick_params(axis="x", rotation=90)
     axes.set_ylim(-0.02, 1.02)
-    _save(figure, axes, folder / name, rows)
+    data = [{"set": kind, **row} for kind, found in (("toxic", rows), ("benign", benign)) for row in found]
+    _save(figure, axes, folder / name, data)
 
 
 def draw_cosines(folder: Path, rows: Sequence[Row], band: Band, retriever: Mapping[str, float] | None) -> None:

@@ -25,7 +25,7 @@ Layers = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedBatch:
     """A batch of prompts: their ids, what `generate` takes, and `[batch, tokens]` bool, which tokens are touched."""
 
     ids: tuple[str, ...]
@@ -81,7 +81,7 @@ def window_name(window: tuple[int, int]) -> str:
 
 
 def refusals(
-    batches: Iterable[Asked],
+    batches: Iterable[AskedBatch],
     conditions: Mapping[str, Layers],
     *,
     intervene: Callable[[Layers, Tensor], AbstractContextManager[Rows]],
