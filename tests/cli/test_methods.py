@@ -20,7 +20,8 @@ LOCATED = [10, 11, 12, 13, 14, 15, 16, 17, 18]
 COMMON = {
     "layers": "all", "pair_weight": 1.0, "rank_weight": 1.0, "reduction": "mean", "form": "log",
     "pair_schedule": "constant", "rank_schedule": "constant", "retrieved": "loss", "centred": False,
-    "retrieved_gradient": False, "target": "caption", "temperature": 0.1,
+    "retrieved_gradient": False, "target": "caption", "temperature": 0.1, "targets": "online",
+    "targets_dtype": "float32",
 }  # fmt: skip
 FADING = {"pair_schedule": "linear_decay", "rank_schedule": "linear_decay"}
 OWN: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ One that carries something from step to step is a `StatefulObjective`; its state
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -140,6 +140,11 @@ class StatefulObjective(Objective, Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave; UserError where that belongs to something else."""
         ...
+
+
+def pooled_layers(objectives: Iterable[Objective]) -> tuple[int, ...]:
+    """The layers at which any of the objectives needs pooled spans, in rising order."""
+    return tuple(sorted({layer for objective in objectives for layer in objective.layers}))
 
 
 def mean_present(values: Tensor, present: Tensor) -> Tensor:

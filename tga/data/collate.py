@@ -7,8 +7,9 @@ before the training (`tga.vlm.image_tokens`).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from tga.vlm.templates import render
 from tga.vlm.token_spans import Encoded, encode, encode_text
 
 RETRIEVED = ("prompt", "loss", "none")
+Stored = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass
@@ -43,6 +45,8 @@ class Batch:
             BOS.
         retrieved_ids, retrieved_attention_mask, retrieved_text_mask: the same of the retrieved text, None unless it
             is fed to the language model alone.
+        caption_states, retrieved_states: `[layers, batch, width]` float32, their stored pooled states, None where the
+            language model is to compute them.
     """
 
     ids: list[str]
@@ -59,6 +63,8 @@ class Batch:
     retrieved_attention_mask: Tensor | None = None
     retrieved_text_mask: Tensor | None = None
     picture_inputs: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    caption_states: Tensor | None = None
+    retrieved_states: Tensor | None = None
 
     def model_inputs(self) -> dict[str, Tensor]:
         """What the model's forward takes, by argument."""
@@ -112,6 +118,20 @@ class Collator:
         )
         pad = self.tokenizer.pad_token_id
         self.pad_token_id = pad if pad is not None else self.tokenizer.eos_token_id
+        self.stored: Stored | None = None
+
+    def with_stored(self, stored: Stored) -> Collator:
+        """The same collator, whose batches bring stored states of the texts: texts -> `[layers, texts, width]`."""
+        made = copy.copy(self)
+        made.stored = stored
+        return made
+
+    def target_texts(self, samples: Iterable[Sample]) -> Iterator[str]:
+        """Every text of the samples that is fed to the language model alone, "" where a sample has none."""
+        for sample in samples:
+            yield sample.caption or ""
+            if self.retrieved == "loss":
+                yield "\n".join(sample.neighbours)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Collate.
@@ -126,10 +146,12 @@ class Collator:
         ]
         input_ids = self._pad([prompt.input_ids for prompt in prompts], self.pad_token_id)
         attention = self._pad([torch.ones_like(prompt.input_ids) for prompt in prompts], 0)
-        captions = self.texts([sample.caption or "" for sample in samples])
+        said = [sample.caption or "" for sample in samples]
+        found = ["\n".join(sample.neighbours) for sample in samples] if self.retrieved == "loss" else None
+        captions = self.texts(said)
         apart: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
-        if self.retrieved == "loss":
-            apart = self.texts(["\n".join(sample.neighbours) for sample in samples])
+        if found is not None:
+            apart = self.texts(found)
         pictures = self._picture_inputs(images, prompts, input_ids)
         return Batch(
             ids=[sample.id for sample in samples],
@@ -146,6 +168,8 @@ class Collator:
             retrieved_ids=apart[0],
             retrieved_attention_mask=apart[1],
             retrieved_text_mask=apart[2],
+            caption_states=self.stored(said) if self.stored is not None else None,
+            retrieved_states=self.stored(found) if self.stored is not None and found is not None else None,
         )
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:

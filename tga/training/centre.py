@@ -15,9 +15,8 @@ from tga.alignment.centring import corpus_mean
 from tga.alignment.objective import Objective
 from tga.data.collate import Collator
 from tga.errors import UserError
-from tga.training.spans import pool_layers
+from tga.training.spans import pool_texts
 from tga.vlm.families import Family
-from tga.vlm.hidden_states import text_hidden_states
 
 
 def caption_centre(
@@ -49,10 +48,7 @@ def caption_centre(
     def pooled() -> Iterator[Tensor]:
         starts = range(0, len(drawn), batch_size)
         for start in track(starts, "centre of the captions", console=console, transient=True):
-            ids, attention, span = (t.to(device) for t in collator.texts(drawn[start : start + batch_size]))
-            with torch.no_grad():
-                states = text_hidden_states(model, family, ids, attention, layers)
-            means, present = pool_layers(states, span, layers)
+            means, present = pool_texts(model, family, collator, drawn[start : start + batch_size], layers, device)
             yield means[:, present]
 
     return corpus_mean(pooled())

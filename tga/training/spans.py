@@ -1,20 +1,21 @@
 """From a batch and the captured hidden states to the spans that objectives compare.
 
 The caption C, and the retrieved text R where it is not part of the prompt, go through the language model alone, in
-one call and only up to the deepest layer asked for.
+one call and only up to the deepest layer asked for. Where a batch brings their stored states, no layer is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from tga.alignment.objective import Spans, TokenSpans
-from tga.data.collate import Batch
+from tga.data.collate import Batch, Collator
 from tga.vlm.families import Family
 from tga.vlm.hidden_states import text_hidden_states
 from tga.vlm.spans import mean_pool, pack_tokens
@@ -94,10 +95,12 @@ def text_targets(
         ids.append(batch.retrieved_ids)
         attention.append(batch.retrieved_attention_mask)
         spans.append(batch.retrieved_text_mask)
-    wanted = sorted({*layers, *token_layers})
     stacked = _stack(spans)
+    stored = [kept for kept in (batch.caption_states, batch.retrieved_states) if kept is not None]
+    wanted = {*token_layers} if stored else {*layers, *token_layers}
     states = text_hidden_states(model, family, _stack(ids), _stack(attention), wanted)
-    pooled, present = pool_layers(states, stacked, layers)
+    pooled = torch.cat(stored, dim=1) if stored else pool_layers(states, stacked, layers)[0]
+    present = stacked.any(dim=1)
     size = len(batch.ids)
     rows = [slice(at, at + size) for at in range(0, len(stacked), size)]
     captions = {layer: pack_tokens(states[layer][rows[0]], stacked[rows[0]]) for layer in token_layers}
@@ -112,6 +115,15 @@ def pool_layers(states: Mapping[int, Tensor], mask: Tensor, layers: tuple[int, .
     pooled = [mean_pool(states[layer], mask)[0] for layer in layers]
     present = mask.any(dim=1)
     return torch.stack(pooled) if pooled else torch.zeros(0, len(mask), 0, device=mask.device), present
+
+
+def pool_texts(
+    model: nn.Module, family: Family, collator: Collator, texts: Sequence[str], layers: tuple[int, ...], device: Any
+) -> tuple[Tensor, Tensor]:
+    """Texts fed to the language model alone, pooled: `[layers, texts, width]` float32, and which are not empty."""
+    ids, attention, span = (tensor.to(device) for tensor in collator.texts(texts))
+    with torch.no_grad():
+        return pool_layers(text_hidden_states(model, family, ids, attention, layers), span, layers)
 
 
 def text_group(ids: Tensor, mask: Tensor) -> Tensor:
