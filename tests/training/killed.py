@@ -25,9 +25,9 @@ from tga.training.run import fit
 from tga.training.settings import Calibration, FitResult, TrainSettings
 from tga.vlm.families import family_of
 
-
 SETTINGS: dict[str, Any] = {
-    "epochs": 3, "batch_size": 3, "save_every": 2, "log_every": 1, "gradient_norm_every": 3, "accelerator": "cpu", "seed": 5,
+    "epochs": 3, "batch_size": 3, "save_every": 2, "log_every": 1, "gradient_norm_every": 3, "accelerator": "cpu",
+    "seed": 5,
 }  # fmt: skip
 
 
