@@ -110,6 +110,19 @@ def test_every_method_trains(method: str, world: Path, monkeypatch: pytest.Monke
     assert {key for key in found if not key.startswith("version_")} <= said
 
 
+def test_stored_targets_give_the_losses_of_online_ones(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [*TINY, "data.neighbours=neighbours.parquet", "export=null", "alignment=tga_centred"]
+    assert call(monkeypatch, world, *common, "run_dir=online") == 0
+    stored = [*common, "alignment.targets=stored", "data.targets_dir=targets"]
+    assert call(monkeypatch, world, *stored, "run_dir=stored") == 0
+    assert "Text targets: 16 texts x 3 layers x 32 in float32" in capsys.readouterr().err
+    rows = {name: read_metrics(world / name / "metrics.jsonl") for name in ("online", "stored")}
+    for key in ("loss_tga_pair", "loss_tga_rank", "loss_lm"):
+        assert [row[key] for row in rows["stored"]] == pytest.approx([row[key] for row in rows["online"]], rel=1e-5)
+
+
 def test_llava7b_runs_with_tiny_parts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [
         "+experiment=llava7b", *TINY[:4], "run_dir=run", "data.captions=null", "data.neighbours=neighbours.parquet",
@@ -151,6 +164,8 @@ def test_fast_dev_run_takes_two_steps(world: Path, monkeypatch: pytest.MonkeyPat
         (["alignment.reduction=max"], ["max", "sum, mean"]),
         (["alignment.target=retrieved", "alignment.retrieved=none"], ["alignment.retrieved=loss"]),
         (["alignment=regap", "model.train=[projector,language_model]"], ["ReGap", "alignment.regap.force=true"]),
+        (["alignment.targets=stored"], ["data.targets_dir=DIRECTORY"]),
+        (["alignment.targets=stored", "data.targets_dir=t", "model.train=[language_model]"], ["frozen", "online"]),
         (["alignment=regap", "training.lm_weight=0"], ["LM loss", "alignment.regap.weight=NUMBER"]),
         (["data.json=elsewhere.json"], ["elsewhere.json"]),
         (["data.image_root=elsewhere"], ["8 pictures are missing", "0000.png"]),
