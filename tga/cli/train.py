@@ -7,8 +7,6 @@ is found before the index is built or a step is taken.
 from __future__ import annotations
 
 import dataclasses
-import math
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +15,9 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 
 from tga.alignment.objective import Objective
 from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
@@ -31,10 +29,13 @@ from tga.cli.train_config import (
     build_objectives,
     check_choices,
     check_located_layers,
+    lora_settings,
     projector_calibration,
     train_settings,
     with_located_layers,
 )
+from tga.cli.train_report import print_outcome, resume_command, training_summary
+from tga.cli.train_targets import with_targets
 from tga.data.collate import Collator
 from tga.data.loading import with_neighbours
 from tga.data.sample import Sample
@@ -44,6 +45,9 @@ from tga.export.source import source_from_checkpoint
 from tga.resources import peak_rss_mib
 from tga.training.base_model import BaseModel
 from tga.training.callbacks import terminal
+from tga.training.checkpoint import read_checkpoint, restore_model
+from tga.training.distributed import SHARED_OUT, agreed, start_processes, stop_processes
+from tga.training.lora import LoraSettings
 from tga.training.run import fit
 from tga.training.settings import FitResult
 from tga.vlm.families import Family, component, family_of, num_layers
@@ -83,13 +87,18 @@ class Loaded:
 
 
 @hydra_command("train")
-def main(config: DictConfig) -> Path:
-    """Run all stages; returns the run directory."""
-    started, watch, console = time.perf_counter(), Stopwatch(), terminal()
+def main(config: DictConfig) -> Path | None:
+    """Run all stages; returns the run directory, of many processes in the first one only."""
+    started, watch = time.perf_counter(), Stopwatch()
+    settings = train_settings(plain(config)["training"])
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    processes = start_processes(settings.strategy, settings.accelerator, sweep=sweep)
+    config.run_dir = agreed(str(config.run_dir))  # its default is a time, which each process has its own of
+    console = terminal() if processes.first else Console(quiet=True)
     values = plain(config)
     check_choices(values)
     values["alignment"] = with_located_layers(values["alignment"])
-    settings, calibration = train_settings(values["training"]), projector_calibration(values["model"]["calibration"])
+    calibration, lora = projector_calibration(values["model"]["calibration"]), lora_settings(values["model"]["lora"])
     with watch.stage("prepare"):
         prepare(config)
     with watch.stage("load"):
@@ -97,13 +106,18 @@ def main(config: DictConfig) -> Path:
     samples = loaded.samples
     if values["alignment"]["retrieved"] != "none":
         samples = with_neighbours(samples, _neighbours(values, samples, watch), used=values["data"]["neighbours_used"])
-    run_dir = start_run(config)
-    console.print(f"Run directory: {run_dir}\nIf it stops, continue with: {resume_command(run_dir)}", soft_wrap=True)
+    run_dir = start_run(config) if processes.first else Path(config.run_dir).absolute()
+    go_on = resume_command(run_dir, processes)
+    console.print(f"Run directory: {run_dir}\nIf it stops, continue with: {go_on}", soft_wrap=True)
+    with watch.stage("targets"):
+        collator = with_targets(
+            loaded.model, loaded.family, loaded.collator, samples, loaded.objectives, values, console=console
+        )
     with watch.stage("fit"):
         result = fit(
             loaded.model,
             loaded.family,
-            loaded.collator,
+            collator,
             samples,
             loaded.objectives,
             settings,
@@ -111,19 +125,26 @@ def main(config: DictConfig) -> Path:
             train=values["model"]["train"],
             centred=values["alignment"]["centred"],
             calibration=calibration,
-            hyper_parameters=_hyper_parameters(config, values, loaded.base),
+            hyper_parameters=_hyper_parameters(config, values, loaded.base, lora),
             ckpt_path=values["ckpt_path"],
             console=console,
+            lora=lora,
+            processes=processes,
         )
+    stop_processes()
+    if not processes.first:
+        return None
+    if settings.strategy in SHARED_OUT:
+        loaded = dataclasses.replace(loaded, model=_restored(result.checkpoint, values["model"]))
     with watch.stage("evaluate"):
         measured = _evaluate(loaded, values["evaluation"], run_dir, result.device)
     del loaded  # the export loads the checkpoint anew, which also proves that it holds everything
     with watch.stage("export"):
         exported = _export(result, values, run_dir, measured)
-    summary = _training_summary(result, values) | measured | watch.seconds
+    summary = training_summary(result, values, processes) | measured | watch.seconds
     summary |= {"total_s": round(time.perf_counter() - started, 3), "peak_rss_mib": round(peak_rss_mib(), 1)}
     write_summary(run_dir, summary, config)
-    _print_outcome(summary, measured, result, exported, run_dir)
+    print_outcome(summary, measured, result, exported, run_dir)
     return run_dir
 
 
@@ -170,49 +191,30 @@ def _neighbours(values: Mapping[str, Any], samples: Sequence[Sample], watch: Sto
         with watch.stage("index"):
             ensure_index([Path(path) for path in captions], index_dir, choice, **values["index"], k=k)
         with watch.stage("neighbours"):
-            if (
-                data["limit"] is not None
-            ):  # a trial run must not leave the neighbours of a few samples in the place of all
+            if data["limit"] is not None:  # a trial run must not leave the neighbours of a few samples for those of all
                 samples = read_samples({**data, "limit": None})
             ensure_neighbours(index_dir, samples, out, choice, k=k, batch_size=values["index"]["batch_size"])
     return out
 
 
-def resume_command(run_dir: Path) -> str:
-    """The command line that continues this run."""
-    overrides = [
-        override
-        for override in HydraConfig.get().overrides.task
-        if not override.lstrip("+").startswith(("run_dir=", "ckpt_path="))
-    ]
-    return shlex.join(["tga-train", *overrides, f"run_dir={run_dir}", "ckpt_path=last"])
+def _restored(checkpoint: Path, model: Mapping[str, Any]) -> Any:
+    """The trained model as a whole, of which each process held a share."""
+    dtype, attention = DTYPES[model["dtype"]], model["attn_implementation"]
+    return restore_model(read_checkpoint(checkpoint), dtype=dtype, attn_implementation=attention)[0]
 
 
-def _hyper_parameters(config: DictConfig, values: Mapping[str, Any], base: BaseModel) -> dict[str, Any]:
+def _hyper_parameters(
+    config: DictConfig, values: Mapping[str, Any], base: BaseModel, lora: LoraSettings | None
+) -> dict[str, Any]:
     """What a checkpoint says of its run: plain values only."""
     return {
         "base_model": base.located(),
         "method": values["alignment"]["name"],
         "alignment": {key: value for key, value in values["alignment"].items() if key != "objectives"},
+        "lora": None if lora is None else lora.plain(),
         "training": values["training"],
         "template": values["data"]["template"],
         "config_hash": config_hash(config),
-    }
-
-
-def _training_summary(result: FitResult, values: Mapping[str, Any]) -> dict[str, Any]:
-    norm = result.guide_gradient_norm
-    return {
-        "method": values["alignment"]["name"],
-        "seed": values["seed"],
-        "steps": result.steps,
-        "samples": result.samples,
-        "train_s": round(result.train_s, 3),
-        "samples_per_s": round(result.samples_per_s, 3),
-        "guide_gradient_norm": None if math.isnan(norm) else norm,
-        "trainable_parameters": result.trainable_parameters,
-        **result.losses,
-        **result.figures,
     }
 
 
@@ -236,33 +238,6 @@ def _export(result: FitResult, values: Mapping[str, Any], run_dir: Path, measure
     source = source_from_checkpoint(result.checkpoint, dtype=None)
     card = card_of(source, name=f"{values['name']}: {values['alignment']['name']}", figures=measured)
     return export_source(source, run_dir / values["export"], card, format=values["export"])
-
-
-def _print_outcome(
-    summary: Mapping[str, Any],
-    measured: Mapping[str, Any],
-    result: FitResult,
-    exported: Path | None,
-    run_dir: Path,
-) -> None:
-    """The short table: rates with their intervals, then times, then where things are."""
-    console = Console()
-    table = Table(title=f"{summary['method']}, seed {summary['seed']}")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
-    for key, value in measured.items():
-        if f"{key}_low" in measured:
-            table.add_row(key, f"{value:.3f}", f"{measured[f'{key}_low']:.3f} - {measured[f'{key}_high']:.3f}")
-    for key in ("steps", "samples_per_s", "guide_gradient_norm", "train_s", "total_s", "peak_rss_mib"):
-        if summary.get(key) is not None:
-            table.add_row(key, f"{summary[key]:.4g}" if isinstance(summary[key], float) else str(summary[key]), "")
-    console.print(table)
-    places = {"checkpoint": result.checkpoint, "export": exported, "answers": run_dir / "answers.jsonl"}
-    places |= {"metrics": run_dir / "metrics.jsonl", "summary": run_dir / "summary.json"}
-    for name, path in places.items():
-        if path is not None and path.exists():
-            console.print(f"{name:<11}{path}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

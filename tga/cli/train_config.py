@@ -14,10 +14,12 @@ from tga.cli.common import instantiate
 from tga.data.collate import RETRIEVED
 from tga.errors import UserError
 from tga.export.run import FORMATS
+from tga.training.lora import LoraSettings
 from tga.training.settings import Calibration, TrainSettings
 from tga.vlm.families import Family
 from tga.vlm.language_model import identify_language_model
 
+TARGETS = ("online", "stored")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -31,6 +33,7 @@ def check_choices(values: Mapping[str, Any]) -> None:
         ("model.dtype", values["model"]["dtype"], list(DTYPES)),
         ("model.attn_implementation", values["model"]["attn_implementation"], ["sdpa", "eager"]),
         ("alignment.retrieved", values["alignment"]["retrieved"], RETRIEVED),
+        ("alignment.targets", values["alignment"].get("targets", "online"), TARGETS),
         ("export", values["export"], [*FORMATS, None]),
     ]
     for name, given, allowed in options:
@@ -38,6 +41,8 @@ def check_choices(values: Mapping[str, Any]) -> None:
             listed = ", ".join("null" if option is None else str(option) for option in allowed)
             raise UserError(f"{name} has no such option", given=given, allowed=listed, remedy=f"{name}=...")
     data, alignment = values["data"], values["alignment"]
+    if alignment.get("targets") == "stored":
+        _check_stored_targets(values)
     if alignment.get("target", "caption") != "caption" and alignment["retrieved"] == "none":
         given = f"alignment.target={alignment['target']}, alignment.retrieved=none"
         remedy = "alignment.retrieved=loss, or alignment.target=caption"
@@ -50,6 +55,19 @@ def check_choices(values: Mapping[str, Any]) -> None:
             "This method takes retrieved texts, and there is nowhere to take them from",
             given=f"alignment={values['alignment']['name']}, retrieved={values['alignment']['retrieved']}",
             remedy=remedy,
+        )
+
+
+def _check_stored_targets(values: Mapping[str, Any]) -> None:
+    """UserError where stored text targets have no place, or would not be those of the language model."""
+    if values["data"]["targets_dir"] is None:
+        raise UserError("Stored text targets need a place", remedy="data.targets_dir=DIRECTORY")
+    model = values["model"]
+    if "language_model" in model["train"] or model.get("lora") is not None:
+        raise UserError(
+            "Stored text targets hold for a frozen language model, and here it trains",
+            given=f"model.train={model['train']}, model.lora={model.get('lora')}",
+            remedy="alignment.targets=online",
         )
 
 
@@ -66,6 +84,14 @@ def projector_calibration(calibration: Mapping[str, Any] | None) -> Calibration 
     known = set(Calibration.__dataclass_fields__)
     _check_keys("model.calibration", calibration, known, required=known - {"images"})
     return Calibration(**calibration)
+
+
+def lora_settings(lora: Mapping[str, Any] | None) -> LoraSettings | None:
+    """`model.lora`, None where no adapters train; UserError for unknown keys."""
+    if lora is None:
+        return None
+    _check_keys("model.lora", lora, set(LoraSettings.__dataclass_fields__), required=set())
+    return LoraSettings(**lora)
 
 
 def _check_keys(group: str, values: Mapping[str, Any], known: set[str], *, required: set[str]) -> None:

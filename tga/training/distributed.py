@@ -20,6 +20,7 @@ from torch import Tensor, distributed, nn
 from tga.errors import UserError
 
 STRATEGIES = ("single", "ddp", "fsdp2", "deepspeed")
+SHARED_OUT = ("fsdp2", "deepspeed")  # where each process holds a share of the weights or of the optimiser's state
 
 
 @dataclass(frozen=True)

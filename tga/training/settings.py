@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tga.errors import UserError
+from tga.training.distributed import SHARED_OUT
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -71,7 +72,7 @@ class TrainSettings:
         }  # fmt: skip
         wrong = [f"{name}={value}" for name, value in positive.items() if value <= 0]
         wrong += [f"warmup_ratio={self.warmup_ratio}"] if not 0 <= self.warmup_ratio < 1 else []
-        if self.strategy in ("fsdp2", "deepspeed") and self.gradient_norm_every:
+        if self.strategy in SHARED_OUT and self.gradient_norm_every:
             raise UserError(
                 "The norm of the guide gradient cannot be measured where weights are shared out",
                 given=f"training.strategy={self.strategy}, gradient_norm_every={self.gradient_norm_every}",
