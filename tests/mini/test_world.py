@@ -24,13 +24,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_second_call_keeps_what_is_complete_and_remakes_what_is_not(root: Path):
     picture = root / "images" / "00000.png"
     before = picture.stat().st_mtime_ns
-    world.prepare(root)
+    world.prepare(root, train_pictures=40, captions=300)
     assert picture.stat().st_mtime_ns == before
     manifest = json.loads((root / "manifest.json").read_text())
     (root / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "of another version"}))
     world.prepare(root, train_pictures=40, captions=300)
     assert picture.stat().st_mtime_ns > before
     assert json.loads((root / "manifest.json").read_text()) == manifest
+
+
+def test_a_world_of_another_size_is_neither_used_nor_destroyed(root: Path):
+    before = (root / "train.json").read_bytes()
+    with pytest.raises(UserError, match=r"train_pictures is 40 and shall be 50\..*prepare\.train_pictures=40"):
+        world.prepare(root, train_pictures=50, captions=300)
+    with pytest.raises(UserError, match="captions is 300 and shall be 24000"):
+        world.prepare(root, train_pictures=40)
+    assert (root / "train.json").read_bytes() == before
+    assert world.is_complete(root, train_pictures=40, captions=300)
 
 
 def test_training_samples_are_read_by_the_ordinary_reader(root: Path):

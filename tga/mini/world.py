@@ -46,10 +46,27 @@ def fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def is_complete(root: Path) -> bool:
-    """Whether `root` holds this version of the world."""
+def is_complete(root: Path, *, train_pictures: int, captions: int) -> bool:
+    """Whether `root` holds this version of the world in this size.
+
+    Raises:
+        UserError: it holds this version in another size. Somebody may be training on it, so it is not made again.
+    """
     manifest = root / "manifest.json"
-    return manifest.is_file() and json.loads(manifest.read_text()).get("fingerprint") == fingerprint()
+    found = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    if found.get("fingerprint") != fingerprint():
+        return False
+    sizes = {"train_pictures": train_pictures, "captions": captions}
+    other = {name: found.get(name) for name in sizes if found.get(name) != sizes[name]}
+    if other:
+        raise UserError(
+            "The mini world there has another size",
+            given=f"{root}: " + ", ".join(f"{name} is {has} and shall be {sizes[name]}" for name, has in other.items()),
+            allowed="the size it has, or a directory of its own for each size",
+            remedy="prepare.root=ANOTHER_DIRECTORY, or "
+            + " ".join(f"prepare.{name}={has}" for name, has in other.items()),
+        )
+    return True
 
 
 def prepare(root: str | Path, *, train_pictures: int = TRAIN_PICTURES, captions: int = CORPUS_CAPTIONS) -> Path:
@@ -57,17 +74,16 @@ def prepare(root: str | Path, *, train_pictures: int = TRAIN_PICTURES, captions:
 
     The manifest comes last: what an interrupted run left behind is made again.
 
-
     Args:
         root: the directory to make. A world of another version in it is replaced, other files in it stay.
         train_pictures: pictures in train.json.
         captions: lines of captions.jsonl.
 
     Raises:
-        UserError: the directory holds something that is not a mini world.
+        UserError: the directory holds something that is not a mini world, or one of another size.
     """
     root = Path(root)
-    if is_complete(root):
+    if is_complete(root, train_pictures=train_pictures, captions=captions):
         return root
     _clear(root)
     restore_llm(root / "llm")
