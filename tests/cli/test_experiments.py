@@ -1,4 +1,4 @@
-"""Every shipped experiment takes two steps and exports, with a tiny model and eight pictures in place of the real ones."""
+"""Every shipped experiment takes two steps and exports, with a tiny model in place of the real one."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ import torch
 from tga.errors import UserError
 from tga.vlm.assemble import assemble_llava, load_vlm
 from tga.vlm.families import family_of
+from tga.vlm.outline import outline_llava, outline_vlm
 from tga.vlm.pretrained import stored_dtype
-from tga.vlm.projector_files import import_projector
+from tga.vlm.projector_files import fitting_projector, import_projector
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,28 @@ class BaseModel:
             attn_implementation=attn_implementation,
             seed=self.seed,
         )
+
+    def outline(self, *, dtype: torch.dtype | None) -> tuple[Any, Any]:
+        """The model without its weights, on the meta device, and its processor; what does not fit together is refused.
+
+        Raises:
+            UserError: a part that does not exist, lacks files, or a projector of other shapes.
+        """
+        dtype = dtype or self.stored_dtype()
+        if self.vlm is not None:
+            model, processor = outline_vlm(self.vlm, dtype=dtype)
+        else:
+            assert self.llm is not None and self.vision_tower is not None
+            model, processor = outline_llava(
+                self.llm,
+                self.vision_tower,
+                vision_feature_layer=self.vision_feature_layer,
+                vision_feature_select_strategy=self.vision_feature_select_strategy,
+                dtype=dtype,
+            )
+        if self.projector is not None:
+            fitting_projector(model, family_of(model), self.projector)
+        return model, processor
 
     def stored_dtype(self) -> torch.dtype:
         """The dtype in which the language model is stored; float32 where its config does not say."""

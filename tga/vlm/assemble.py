@@ -12,12 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
     CLIPVisionModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -27,12 +23,19 @@ from transformers import (
 )
 
 from tga.errors import UserError
-from tga.vlm.families import MODEL_TYPES
+from tga.vlm.parts import (
+    SET_TOWER,
+    add_image_token,
+    check_decoder,
+    llava_config,
+    llava_processor,
+    load_config,
+    load_image_processor,
+    load_processor,
+    load_tokenizer,
+    load_vision_config,
+)
 from tga.vlm.pretrained import pretrained
-
-IMAGE_TOKEN = "<image>"
-CLIP_TYPES = ("clip", "clip_vision_model")
-IMAGE_BACKEND = "torchvision"
 
 
 def assemble_llava(
@@ -65,31 +68,16 @@ def assemble_llava(
     """
     language_model, tokenizer = load_llm(llm, dtype, attn_implementation)
     vision, image_processor = _load_vision_tower(vision_tower, dtype, attn_implementation)
-    _check_features(vision, vision_feature_layer, vision_feature_select_strategy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _add_image_token(language_model, tokenizer)
-        image_tokens = (vision.config.image_size // vision.config.patch_size) ** 2
-        config = LlavaConfig(
-            vision_config=vision.config,
-            text_config=language_model.config,
-            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-            vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            image_seq_length=image_tokens + (vision_feature_select_strategy == "full"),
-            tie_word_embeddings=bool(language_model.config.tie_word_embeddings),
+        add_image_token(tokenizer)
+        if len(tokenizer) > language_model.get_input_embeddings().weight.shape[0]:
+            language_model.resize_token_embeddings(len(tokenizer))
+        config = llava_config(
+            language_model.config, vision.config, tokenizer, vision_feature_layer, vision_feature_select_strategy
         )
         model = _join(config, language_model, vision, dtype, attn_implementation)
-    processor = LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        patch_size=vision.config.patch_size,
-        vision_feature_select_strategy=vision_feature_select_strategy,
-        num_additional_image_tokens=1,
-        image_token=IMAGE_TOKEN,
-        chat_template=tokenizer.chat_template,
-    )
-    return model, processor
+    return model, llava_processor(tokenizer, image_processor, vision.config, vision_feature_select_strategy)
 
 
 def load_vlm(
@@ -110,14 +98,7 @@ def load_vlm(
     Raises:
         UserError: it does not exist, is of no supported family, or lacks weights.
     """
-    config = pretrained(AutoConfig, path, remedy=remedy)
-    if config.model_type not in MODEL_TYPES:
-        raise UserError(
-            "Not a vision-language model of a supported family in the Hugging Face layout",
-            given=f"{path} with model_type {config.model_type!r}",
-            allowed="model_type " + ", ".join(map(repr, MODEL_TYPES)),
-            remedy=remedy,
-        )
+    load_config(path, remedy=remedy)
     loaded, report = pretrained(
         AutoModelForImageTextToText,
         path,
@@ -127,10 +108,7 @@ def load_vlm(
         output_loading_info=True,
     )
     _check_complete(path, report)
-    processor = pretrained(AutoProcessor, path, remedy=remedy, backend=IMAGE_BACKEND)
-    processor.tokenizer.chat_template = processor.chat_template or processor.tokenizer.chat_template
-    _ensure_padding(processor.tokenizer)
-    return loaded.eval(), processor
+    return loaded.eval(), load_processor(path, remedy=remedy)
 
 
 def load_llm(
@@ -150,61 +128,22 @@ def load_llm(
         output_loading_info=True,
     )
     _check_complete(path, report)
-    missing = [name for name in ("embed_tokens", "layers", "norm") if not hasattr(model.base_model, name)]
-    if missing:
-        raise UserError(
-            f"The decoder of this language model is not laid out like Llama's: it lacks {', '.join(missing)}",
-            given=f"{path} ({type(model).__name__})",
-            allowed="Llama, Mistral, Qwen2 and their like",
-            remedy="model.llm=PATH",
-        )
-    tokenizer = pretrained(AutoTokenizer, path, remedy="model.llm=PATH")
-    _ensure_padding(tokenizer)
-    return model, tokenizer
-
-
-def _ensure_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    check_decoder(model.base_model, path)
+    return model, load_tokenizer(path)
 
 
 def _load_vision_tower(path: str, dtype: torch.dtype, attn_implementation: str) -> tuple[CLIPVisionModel, Any]:
-    config = pretrained(AutoConfig, path, remedy="model.vision_tower=PATH")
-    if config.model_type not in CLIP_TYPES:
-        raise UserError(
-            "Not a CLIP vision tower",
-            given=f"{path} with model_type {config.model_type!r}",
-            allowed=", ".join(CLIP_TYPES),
-            remedy="model.vision_tower=openai/clip-vit-large-patch14-336",
-        )
+    load_vision_config(path)
     model, report = pretrained(
         CLIPVisionModel,
         path,
-        remedy="model.vision_tower=PATH",
+        remedy=SET_TOWER,
         dtype=dtype,
         attn_implementation=attn_implementation,
         output_loading_info=True,
     )
     _check_complete(path, report)
-    return model, pretrained(AutoImageProcessor, path, remedy="model.vision_tower=PATH", backend=IMAGE_BACKEND)
-
-
-def _check_features(vision: CLIPVisionModel, layer: int, strategy: str) -> None:
-    if strategy not in ("default", "full"):
-        raise UserError(
-            "Unknown vision_feature_select_strategy",
-            given=strategy,
-            allowed="default, full",
-            remedy="model.vision_feature_select_strategy=default",
-        )
-    depth = vision.config.num_hidden_layers
-    if not -depth - 1 <= layer <= depth:
-        raise UserError(
-            "vision_feature_layer outside the vision tower",
-            given=layer,
-            allowed=f"{-depth - 1} to {depth}",
-            remedy="model.vision_feature_layer=-2",
-        )
+    return model, load_image_processor(path)
 
 
 def _check_complete(path: str, report: dict[str, Any]) -> None:
@@ -219,14 +158,6 @@ def _check_complete(path: str, report: dict[str, Any]) -> None:
             allowed="files that hold every weight, in the shapes of config.json",
             remedy="download or export the model again, complete",
         )
-
-
-def _add_image_token(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-    rows = language_model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        language_model.resize_token_embeddings(len(tokenizer))
 
 
 def _join(

@@ -82,9 +82,17 @@ def import_projector(model: PreTrainedModel, family: Family, path: str | Path) -
     Raises:
         UserError: any name, shape or setting differs. The message shows both sides, and the model is as it was.
     """
+    component(model, family.projector).load_state_dict(fitting_projector(model, family, path), strict=True)
+
+
+def fitting_projector(model: PreTrainedModel, family: Family, path: str | Path) -> dict[str, Tensor]:
+    """The projector's tensors under their names in the projector of `model`, which may lie on the meta device.
+
+    Raises:
+        UserError: any name, shape or setting differs. The message shows both sides.
+    """
     given = read_projector(path, family)
-    projector = component(model, family.projector)
-    own = projector.state_dict()
+    own = component(model, family.projector).state_dict()
     from_llava = any(_LLAVA.search(name) for name in given)
     _compare_settings(model.config, Path(path))
     if from_llava:
@@ -103,7 +111,7 @@ def import_projector(model: PreTrainedModel, family: Family, path: str | Path) -
             allowed=f"the model's {_listed(expected)}",
             remedy="name the language model and the vision tower that the projector was trained for",
         )
-    projector.load_state_dict({inner_names[name]: value for name, value in state.items()}, strict=True)
+    return {inner_names[name]: value for name, value in state.items()}
 
 
 def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
