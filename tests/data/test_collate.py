@@ -111,6 +111,36 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
         Collator(tiny_llava()[1], "plain", image_tokens=4, retrieved="none", max_length=99)(found)
 
 
+@pytest.mark.parametrize("template", ["plain", "vicuna_v1", "tokenizer"])
+@pytest.mark.parametrize(
+    ("pictures", "question", "answer", "said"),
+    [
+        (1, "<image>\n<image>\nDescribe.", "A car.", "1 pictures, 2 <image> asked, 0 answered"),
+        (1, "Describe.", "An <image>.", "1 pictures, 0 <image> asked, 1 answered"),
+        (0, "<image>\nDescribe.", "A car.", "0 pictures, 1 <image> asked"),
+        (2, "<image>\nDescribe.", "A car.", "2 pictures, 1 <image> asked"),
+    ],
+)
+def test_markers_that_do_not_fit_the_pictures_are_refused_by_id(
+    pictures: int, question: str, answer: str, said: str, template: str, tmp_path: Path
+) -> None:
+    images = tuple(tmp_path / f"{i}.png" for i in range(pictures))
+    wrong = Sample("r7", images, (Turn("user", question), Turn("assistant", answer)), "A car.")
+    collator = Collator(tiny_llava()[1], template, image_tokens=4, retrieved="none", max_length=99)
+    with pytest.raises(UserError, match=f"sample r7: {said}"):
+        collator([wrong])
+
+
+def test_one_marker_for_one_picture_is_no_other_prompt_than_none(tmp_path: Path) -> None:
+    tiny_picture(1).save(tmp_path / "1.png")
+    collator = Collator(tiny_llava()[1], "vicuna_v1", image_tokens=4, retrieved="none", max_length=400)
+    batches = [
+        collator([Sample("a", (tmp_path / "1.png",), (Turn("user", text), Turn("assistant", "A car.")), "A car.")])
+        for text in ("What is it?", "What is it?\n<image>")
+    ]
+    assert torch.equal(batches[0].input_ids, batches[1].input_ids) and int(batches[0].image_mask.sum()) == 4
+
+
 def test_an_unknown_use_of_retrieved_text_is_refused() -> None:
     with pytest.raises(UserError, match="elsewhere.*prompt, loss, none"):
         Collator(tiny_llava()[1], "plain", image_tokens=4, retrieved="elsewhere", max_length=9)

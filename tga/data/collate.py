@@ -137,9 +137,11 @@ class Collator:
         """Collate.
 
         Raises:
-            UserError: a picture that cannot be read, or a prompt whose image tokens do not fit into `max_length`; it
-                names the sample.
+            UserError: image markers that do not fit the pictures, a picture that cannot be read, or a prompt whose
+                image tokens do not fit into `max_length`; it names the sample.
         """
+        for sample in samples:
+            _check_markers(sample, self.picture_codec.token)
         images = [[load_picture(image, sample.id) for image in sample.images] for sample in samples]
         prompts = [
             self._prompt(sample, [image.size for image in own]) for sample, own in zip(samples, images, strict=True)
@@ -246,6 +248,25 @@ class Collator:
     @staticmethod
     def _pad(rows: list[Tensor], value: int) -> Tensor:
         return pad_sequence(rows, batch_first=True, padding_value=value)
+
+
+def _check_markers(sample: Sample, image_token: str) -> None:
+    """Every picture has one marker in the user's words; a single one needs none, as it stands before the first turn.
+
+    Raises:
+        UserError: another number of markers, or one in an answer; it names the sample.
+    """
+    counts = [(turn.role, turn.text.replace(IMAGE_MARKER, image_token).count(image_token)) for turn in sample.turns]
+    asked = sum(count for role, count in counts if role == "user")
+    answered = sum(count for _, count in counts) - asked
+    pictures = len(sample.images)
+    if answered or (asked != pictures and (asked, pictures) != (0, 1)):
+        raise UserError(
+            "The image markers of a record do not fit its pictures",
+            given=f"sample {sample.id}: {pictures} pictures, {asked} {IMAGE_MARKER} asked, {answered} answered",
+            allowed=f"one {IMAGE_MARKER} per picture, in a question; none for a single picture",
+            remedy="mend the record, or remove it",
+        )
 
 
 def _before_the_answer(prompt: Encoded) -> list[int]:
