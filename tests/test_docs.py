@@ -52,7 +52,9 @@ def test_commands_are_found_in_blocks_and_nowhere_else(tmp_path: Path) -> None:
     assert commands(page) == ["tga-train a=1 b=2", "tga-export"]
 
 
-@pytest.mark.parametrize("name", ["build-index.md", "train.md", "evaluate.md", "export.md", "compare.md", "steer.md"])
+@pytest.mark.parametrize(
+    "name", ["build-index.md", "train.md", "evaluate.md", "export.md", "compare.md", "steer.md", "locate.md"]
+)
 def test_every_command_has_a_page_that_calls_it(name: str) -> None:
     program = f"tga-{name.removesuffix('.md')}"
     assert any(command.startswith(program) for command in commands(ROOT / "docs" / name))

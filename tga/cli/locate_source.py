@@ -50,7 +50,7 @@ def check_source(values: Mapping[str, Any]) -> None:
     Raises:
         UserError: neither a vlm nor a language model.
     """
-    if values["vlm"] is None and values["localization"]["projector"] is None and values["model"]["llm"] is None:
+    if not has_pictures(values) and values["model"]["llm"] is None:
         raise UserError(
             "No model is named",
             allowed="a vlm (a run of tga-train, a .ckpt, a Hugging Face directory, a hub id), or an LLM alone",
@@ -60,7 +60,12 @@ def check_source(values: Mapping[str, Any]) -> None:
 
 def has_pictures(values: Mapping[str, Any]) -> bool:
     """Whether the model that the config names knows pictures."""
-    return values["vlm"] is not None or values["localization"]["projector"] is not None
+    return _named_vlm(values) is not None or values["localization"]["projector"] is not None
+
+
+def _named_vlm(values: Mapping[str, Any]) -> str | None:
+    """The VLM that is named, by this command's own key or by an experiment that continues from a complete one."""
+    return values["vlm"] or values["model"]["vlm"]
 
 
 def load_subject(values: Mapping[str, Any], overrides: Sequence[str]) -> Subject:
@@ -76,7 +81,7 @@ def load_subject(values: Mapping[str, Any], overrides: Sequence[str]) -> Subject
         path = str(values["model"]["llm"])
         model, tokenizer = load_language_model(path, **loading)
         return Subject(path, model, tokenizer, None, LANGUAGE_MODEL)
-    path = values["vlm"] or str(_trained_projector(values["localization"], overrides))
+    path = _named_vlm(values) or str(_trained_projector(values["localization"], overrides))
     check_models({"vlm": str(path)})
     model, processor = load_model(str(path), **loading)
     return Subject(str(path), model, processor.tokenizer, processor, family_of(model))
@@ -111,6 +116,7 @@ def _trained_projector(settings: Mapping[str, Any], overrides: Sequence[str]) ->
         raise UserError(
             f"The projector could not be trained: exit code {outcome.code}, {outcome.tail}",
             given=directory / LOG,
-            remedy="mend the cause, or name a model with vlm=PATH, or localization.projector=null for the text alone",
+            remedy="mend the cause, or name a model with vlm=PATH, or localization.projector=null for the text alone, "
+            "or localization.projector_dir=ANOTHER_DIRECTORY",
         )
     return directory

@@ -64,12 +64,12 @@ def locate(job: Job) -> tuple[Located, Values]:
         if benign is not None:
             for trace in seen(job.asked.text_benign, "benign prompts"):
                 benign.add(trace)
-                write({"set": "benign", **_trace_row(trace, ())})
+                write({"set": "benign", **_trace_row(trace)})
             ignored = benign.frequent(settings["contrast_share"])
         for trace in seen(job.asked.text_toxic, "toxic prompts"):
             toxic.add(trace)
             contrasted.add(trace, ignored)
-            write({"set": "toxic", **_trace_row(trace, ignored)})
+            write({"set": "toxic", **_trace_row(trace), "contrast_layer": trace.activation(ignored)})
     chosen = contrasted if settings["layers_from"].startswith("contrast") else toxic
     found = Located(toxic, contrasted, benign, find_band(chosen, settings["layers_from"]))
     draw_activation(job.figures, activation_rows(toxic, benign), found.band)
@@ -206,11 +206,10 @@ def _conditions(spans: Sequence[tuple[int, int]], band: tuple[int, int] | None) 
     return conditions
 
 
-def _trace_row(trace: Trace, ignored: Sequence[int]) -> dict[str, Any]:
+def _trace_row(trace: Trace) -> dict[str, Any]:
     return {
         "id": trace.id,
         "layer": trace.activation(),
-        "contrast_layer": trace.activation(ignored),
         "layers": list(trace.layers),
         "opens_with_sorry": trace.opens,
     }
