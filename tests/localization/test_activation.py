@@ -13,6 +13,7 @@ from tests.localization.reference import forward, norm
 from tga.errors import UserError
 from tga.localization.activation import VARIANTS, LayerCounts, Trace, gains_fire, traces
 from tga.localization.prompts import TextBatch, TextPrompt, text_batches
+from tga.vlm.hidden_states import text_hidden_states
 from tga.vlm.language_model import LANGUAGE_MODEL
 
 ORACLE = Path(__file__).resolve().parent.parent / "data" / "activation_layer.npz"
@@ -57,6 +58,23 @@ def test_traces_are_those_of_the_computation_by_hand(
         expected = [at for at in range(VARIANTS[variant][1], 3) if set(by_layer[at]) & set(sorry)]
         assert list(found[name].layers) == expected
     assert found["a"].layers[-1:] == (2,)
+
+
+def test_half_precision_ends_where_the_states_do(llm: LlamaForCausalLM, batch: TextBatch) -> None:
+    """The head of a bfloat16 model is read in float32: its logits are not rounded before they are compared."""
+    llm = llm.to(torch.bfloat16)
+    states = text_hidden_states(llm, LANGUAGE_MODEL, batch.input_ids, batch.attention_mask, [1, 2])
+    weight, scale = llm.lm_head.weight.detach().double(), llm.model.norm.weight.detach().double()
+    logits = []
+    for layer in (1, 2):
+        ends = states[layer][:, -1].detach().double()
+        normed = ends / (ends.square().mean(-1, keepdim=True) + llm.config.rms_norm_eps).sqrt() * scale
+        logits.append(normed @ weight.T)
+    gains = logits[1].log_softmax(-1) - logits[0].log_softmax(-1)
+    for row, token in enumerate(gains.argmax(-1).tolist()):
+        found = list(traces(llm, LANGUAGE_MODEL, [batch], [token]))
+        assert 2 in found[row].layers
+    assert llm.lm_head.weight.dtype == llm.model.norm.weight.dtype == torch.bfloat16
 
 
 def test_opening_tells_the_most_likely_first_token(llm: LlamaForCausalLM, batch: TextBatch) -> None:

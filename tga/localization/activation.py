@@ -15,12 +15,13 @@ activation layer is the first one beyond such layers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tga.errors import UserError
 from tga.localization.prompts import TextBatch
@@ -84,16 +85,18 @@ def traces(
 ) -> Iterator[Trace]:
     """One trace per prompt, batch by batch: nothing is kept of a batch when the next one comes.
 
+    The model runs in its own dtype; norm, head and probabilities in float32 at least (a copy of the two where needed).
+
     Raises:
         UserError: an unknown variant.
     """
     check_variant(variant)
     last, first = num_layers(model, family), VARIANTS[variant][1]
-    norm, head = component(model, family.final_norm), component(model, family.lm_head)
+    norm, head = (_precise(component(model, path)) for path in (family.final_norm, family.lm_head))
     for batch in batches:
         states = text_hidden_states(model, family, batch.input_ids, batch.attention_mask, range(last + 1))
         # Prompts are padded on the left: the last position is the last token of every row.
-        ends = [states[layer][:, -1] for layer in range(last + 1)]
+        ends = [_precise_states(states[layer][:, -1]) for layer in range(last + 1)]
         del states
         ids = torch.tensor(list(sorry), device=ends[0].device)
         fires: list[list[int]] = [[] for _ in batch.ids]
@@ -107,6 +110,16 @@ def traces(
         opens = torch.isin(before.argmax(dim=-1), ids).tolist()
         for identity, layers, opened in zip(batch.ids, fires, opens, strict=True):
             yield Trace(identity, tuple(layers), bool(opened))
+
+
+def _precise(module: nn.Module) -> nn.Module:
+    """The module in float32 at least: rounded to half precision, the logits of two layers differ by noise."""
+    dtypes = {parameter.dtype for parameter in module.parameters()}
+    return module if dtypes <= {torch.float32, torch.float64} else copy.deepcopy(module).float()
+
+
+def _precise_states(states: Tensor) -> Tensor:
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 @dataclass
