@@ -146,6 +146,19 @@ def test_an_unknown_use_of_retrieved_text_is_refused() -> None:
         Collator(tiny_llava()[1], "plain", image_tokens=4, retrieved="elsewhere", max_length=9)
 
 
+def test_a_batch_of_text_alone_gets_a_picture_where_asked(tmp_path: Path) -> None:
+    collator = Collator(tiny_llava()[1], "vicuna_v1", image_tokens=4, retrieved="loss", max_length=200)
+    first, text, third = samples(tmp_path)
+    filled = collator.with_fillers()([text])
+    assert filled.ids == ["b", ""] and filled.image_mask.sum(1).tolist() == [0, 4]
+    assert filled.pixel_values is not None and len(filled.pixel_values) == 1
+    assert (filled.labels[1] == -100).all() and not filled.caption_mask[1].any()
+    assert filled.retrieved_text_mask is not None and not filled.retrieved_text_mask[1].any()
+    plain = collator([text])
+    assert torch.equal(filled.labels[0][: plain.labels.shape[1]], plain.labels[0]) and plain.pixel_values is None
+    assert collator.with_fillers()([first, text, third]).ids == ["a", "b", "c"]
+
+
 def test_a_batch_moves_as_a_whole(tmp_path: Path) -> None:
     moved = collate(tmp_path, retrieved="loss").to("meta")
     assert moved.input_ids.is_meta and moved.ids == ["a", "b", "c"]

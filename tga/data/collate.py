@@ -18,14 +18,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tga.data.picture import load_picture
-from tga.data.sample import IMAGE_MARKER, Sample
+from tga.data.picture import GreyPicture, load_picture
+from tga.data.sample import IMAGE_MARKER, Sample, Turn
 from tga.errors import UserError
 from tga.vlm.lm_loss import IGNORED_LABEL
 from tga.vlm.pictures import Pictures
 from tga.vlm.templates import render
 from tga.vlm.token_spans import Encoded, encode, encode_text
 
+FILLER = ""  # the id of a row that is no sample
 RETRIEVED = ("prompt", "loss", "none")
 Stored = Callable[[Sequence[str]], Tensor]
 
@@ -35,7 +36,7 @@ class Batch:
     """What one training step takes. The batch has `P` pictures, in the order of its samples.
 
     Attributes:
-        ids: the samples' ids.
+        ids: the samples' ids; FILLER where a row is no sample.
         input_ids, attention_mask, labels: `[batch, tokens]` int64; labels are -100 where ignored.
         pixel_values: float32, in the layout of the family (LLaVA-1.5: `[P, 3, height, width]`), None without pictures.
         picture_inputs: what else the model's forward takes because of the pictures, by argument.
@@ -119,11 +120,23 @@ class Collator:
         pad = self.tokenizer.pad_token_id
         self.pad_token_id = pad if pad is not None else self.tokenizer.eos_token_id
         self.stored: Stored | None = None
+        self._filler: tuple[Sample, ...] = ()
 
     def with_stored(self, stored: Stored) -> Collator:
         """The same collator, whose batches bring stored states of the texts: texts -> `[layers, texts, width]`."""
         made = copy.copy(self)
         made.stored = stored
+        return made
+
+    def with_fillers(self) -> Collator:
+        """The same collator, whose batches all have a picture: one of text alone gets a grey one at its end.
+
+        The row has the empty id, no label, no caption and no neighbour, so it gives zeros to every loss. Where many
+        processes share out the weights, each has to run the same modules at every step.
+        """
+        made = copy.copy(self)
+        turns = (Turn("user", ""), Turn("assistant", ""))
+        made._filler = (Sample(FILLER, (GreyPicture(),), turns, None),)
         return made
 
     def target_texts(self, samples: Iterable[Sample]) -> Iterator[str]:
@@ -140,6 +153,8 @@ class Collator:
             UserError: image markers that do not fit the pictures, a picture that cannot be read, or a prompt whose
                 image tokens do not fit into `max_length`; it names the sample.
         """
+        if not any(sample.images for sample in samples):
+            samples = (*samples, *self._filler)
         for sample in samples:
             _check_markers(sample, self.picture_codec.token)
         images = [[load_picture(image, sample.id) for image in sample.images] for sample in samples]
@@ -236,7 +251,7 @@ class Collator:
             raise UserError("A prompt is too long for its image", given=given, allowed=allowed, remedy=remedy)
         return Encoded(
             encoded.input_ids[kept],
-            encoded.labels[kept],
+            encoded.labels[kept] if sample.id != FILLER else torch.full_like(encoded.labels[kept], IGNORED_LABEL),
             encoded.image_mask[kept],
             encoded.retrieved_mask[kept],
             encoded.images,

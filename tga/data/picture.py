@@ -49,7 +49,14 @@ class TablePicture:
         return f"{self.file} row {self.row} column {self.column}"
 
 
-Picture = Path | ArchivedPicture | TablePicture
+@dataclass(frozen=True)
+class GreyPicture:
+    """No picture of a data set, but a grey one of `side` x `side` pixels: where one has to be and says nothing."""
+
+    side: int = 64
+
+
+Picture = Path | ArchivedPicture | TablePicture | GreyPicture
 
 
 def read_bytes(picture: Picture) -> bytes:
@@ -70,6 +77,10 @@ def read_bytes(picture: Picture) -> bytes:
         if not isinstance(content, bytes):
             raise OSError("the cell holds no bytes")
         return content
+    if isinstance(picture, GreyPicture):
+        buffer = io.BytesIO()
+        Image.new("RGB", (picture.side, picture.side), "grey").save(buffer, "PNG")
+        return buffer.getvalue()
     return picture.read_bytes()
 
 
@@ -105,6 +116,8 @@ def identity(picture: Picture) -> str:
         return f"{Path(picture.archive).name}:{picture.name}:{picture.size}"
     if isinstance(picture, TablePicture):
         return f"{Path(picture.file).name}:{picture.column}:{picture.row}:{picture.index}"
+    if isinstance(picture, GreyPicture):
+        return str(picture)
     return f"{picture.name}:{picture.stat().st_size}"
 
 

@@ -23,7 +23,7 @@ from tga.errors import UserError
 from tga.training.callbacks import MetricsFile, ProgressBar, parts_table, read_metrics
 from tga.training.centre import caption_centre, with_centre
 from tga.training.checkpoint import read_checkpoint, trainable_parameters
-from tga.training.distributed import Processes, agree_on, total
+from tga.training.distributed import SHARED_OUT, Processes, agree_on, total
 from tga.training.guard import FiniteGradients
 from tga.training.lora import LoraSettings
 from tga.training.module import AlignmentModule
@@ -80,6 +80,8 @@ def fit(
     prepare_model(model, family, settings, train, lora)
     refuse_wrong_stage(model, family, objectives)
     console.print(parts_table(parameter_table(model, family)))
+    if settings.strategy in SHARED_OUT:
+        collator = collator.with_fillers()
     data = _data(samples, collator, settings, processes)
     collator([samples[0]])  # a sample that cannot be put together says so before the model moves
     throughput = Throughput(lambda: data.waited_s)

@@ -18,7 +18,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from tga.data.collate import Batch
+from tga.data.collate import FILLER, Batch
 from tga.vlm.families import Family, component, num_layers
 from tga.vlm.lm_loss import IGNORED_LABEL
 
@@ -52,7 +52,7 @@ class Throughput(lightning.Callback):
         """One more batch; its tokens are counted on the device, without waiting for it."""
         counts = count(batch)
         self._counts = counts if self._counts is None else self._counts + counts
-        self.samples += len(batch.ids)
+        self.samples += sum(sample_id != FILLER for sample_id in batch.ids)
         self.seconds = time.perf_counter() - self._started
 
     @property
