@@ -41,8 +41,12 @@ PACKAGES = (
 NOT_HASHED = ("run_dir", "ckpt_path")
 
 
-def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Path | None]], Callable[[], None]]:
+def hydra_command(
+    config_name: str, *, missing_allowed: bool = False
+) -> Callable[[Callable[[DictConfig], Path | None]], Callable[[], None]]:
     """Wrap `command(config) -> output directory` as a console entry point that composes `conf/<config_name>.yaml`.
+
+    missing_allowed: the command itself says what it lacks; otherwise a `???` left in the config is an error.
 
     The returned function takes its arguments from `sys.argv`, prints the output directory at the end, and leaves the
     process with exit code 1 and one message after a user's mistake.
@@ -52,7 +56,8 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], Path | N
         @functools.wraps(command)
         def task(config: DictConfig) -> None:
             with _past_hydra():
-                _refuse_missing_values(config)
+                if not missing_allowed:
+                    _refuse_missing_values(config)
                 output = command(config)
             if output is not None:
                 print(f"Output directory: {output}", flush=True)

@@ -24,10 +24,10 @@ from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
 from tga.cli.common import config_hash, hydra_command, plain, prepare, start_run, write_summary
 from tga.cli.data import read_samples
 from tga.cli.locks import exclusive
+from tga.cli.preflight import require_ready
 from tga.cli.train_config import (
     DTYPES,
     build_objectives,
-    check_choices,
     check_located_layers,
     lora_settings,
     projector_calibration,
@@ -90,19 +90,19 @@ class Loaded:
 def main(config: DictConfig) -> Path | None:
     """Run all stages; returns the run directory, of many processes in the first one only."""
     started, watch = time.perf_counter(), Stopwatch()
-    settings = train_settings(plain(config)["training"])
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    processes = start_processes(settings.strategy, settings.accelerator, sweep=sweep)
+    training, sweep = plain(config)["training"], HydraConfig.get().mode == RunMode.MULTIRUN
+    processes = start_processes(training["strategy"], training["accelerator"], sweep=sweep)
     config.run_dir = agreed(str(config.run_dir))  # its default is a time, which each process has its own of
     console = terminal() if processes.first else Console(quiet=True)
     values = plain(config)
-    check_choices(values)
-    values["alignment"] = with_located_layers(values["alignment"])
-    calibration, lora = projector_calibration(values["model"]["calibration"]), lora_settings(values["model"]["lora"])
     with watch.stage("prepare"):
         prepare(config)
     with watch.stage("load"):
-        loaded = _load(values)
+        data = require_ready(values, lambda text: console.print(text, soft_wrap=True, highlight=False))
+        settings, values["alignment"] = train_settings(training), with_located_layers(values["alignment"])
+        calibration = projector_calibration(values["model"]["calibration"])
+        lora = lora_settings(values["model"]["lora"])
+        loaded = _load(values, data)
     samples = loaded.samples
     if values["alignment"]["retrieved"] != "none":
         samples = with_neighbours(samples, _neighbours(values, samples, watch), used=values["data"]["neighbours_used"])
@@ -148,13 +148,12 @@ def main(config: DictConfig) -> Path | None:
     return run_dir
 
 
-def _load(values: Mapping[str, Any]) -> Loaded:
-    """Load the model, read the data and the questions, and check the config against them."""
+def _load(values: Mapping[str, Any], samples: Sequence[Sample]) -> Loaded:
+    """Load the model, read the questions, and check the config against them."""
     base = BaseModel(**{name: values["model"][name] for name in BASE_FIELDS})
     dtype, attention = DTYPES[values["model"]["dtype"]], values["model"]["attn_implementation"]
     data, alignment = values["data"], values["alignment"]
     metrics = _metrics(values["evaluation"])
-    samples = read_samples(data)
     model, processor = base.load(dtype=dtype, attn_implementation=attention)
     family = family_of(model)
     collator = Collator(

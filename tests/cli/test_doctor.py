@@ -1,0 +1,92 @@
+"""tga-doctor as a user calls it: a report on stdout, exit code 1 where there is a problem."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_tiny_llava_json, write_tiny_parts
+from tga.cli import doctor
+from tga.cli.checks import Finding
+
+
+def call(monkeypatch: pytest.MonkeyPatch, directory: Path, *arguments: str) -> int:
+    """Run tga-doctor in this process, in `directory`; its exit code."""
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sys, "argv", ["tga-doctor", *arguments])
+    try:
+        doctor.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture(autouse=True)
+def _healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment has a test of its own; here it is always well."""
+    monkeypatch.setattr(doctor, "environment", lambda: iter([Finding("python", "3.11")]))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    write_tiny_parts(root)
+    write_tiny_llava_json(root)
+    return root
+
+
+def test_without_arguments_it_looks_at_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "Environment" in shown and "3.11" in shown and "No problems found." in shown and "Run\n" not in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiment_whose_files_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here without hub and data: both are named, and nothing is written."""
+    assert call(monkeypatch, tmp_path, "+experiment=llava7b") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "lmsys/vicuna-7b-v1.5" in shown and "blip_laion_cc_sbu_558k.json" in shown
+    assert "Problem 1:" in shown and "Problem 2:" in shown and "Traceback" not in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiment_that_can_start(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "+experiment=llava7b", "model.llm=llm", "model.vision_tower=vision_tower", "data.json=train.json",
+        "data.image_root=images", "alignment.layers=[1,2]", "training.accelerator=cpu",
+    ]  # fmt: skip
+    assert call(monkeypatch, world, *arguments) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "llava, 3 decoder layers of width 32" in shown and "8, 8 with a picture" in shown
+    assert "16 prompts of" in shown and "No problems found." in shown
+
+
+def test_a_data_set_alone(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, world, "data.json=train.json", "data.image_root=images") == 0
+    assert "8, 8 with a picture" in capsys.readouterr().out
+    assert call(monkeypatch, world, "data.json=train.json", "data.image_root=elsewhere") == 1
+    assert "8 pictures are missing" in " ".join(capsys.readouterr().out.split())
+
+
+def test_values_that_are_missing_are_all_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, tmp_path, "model.llm=llm") == 1
+    shown = capsys.readouterr().out
+    assert all(key in shown for key in ("data.json", "data.image_root", "model.vision_tower"))
+
+
+def test_what_a_run_writes_first_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, tmp_path, "+experiment=mini", f"prepare.root={tmp_path}/world") == 0
+    assert "writes its model and data" in " ".join(capsys.readouterr().out.split())

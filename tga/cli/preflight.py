@@ -1,0 +1,199 @@
+"""What a run of tga-train would stumble over, found all at once before anything large is loaded.
+
+Every check that can be made is made, whatever the others find: options, paths, data, layers, one whole prompt, memory
+against the device, room on the disks. The model is an outline without weights (`tga.vlm.outline`). `tga-doctor` prints
+the same checks with what was found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from tga.alignment.objective import pooled_layers
+from tga.cli.checks import Finding
+from tga.cli.data import read_samples
+from tga.cli.preflight_room import disks, memory_of_a_step
+from tga.cli.train_config import (
+    DTYPES,
+    build_objectives,
+    check_choices,
+    lora_settings,
+    projector_calibration,
+    train_settings,
+    with_located_layers,
+)
+from tga.data.collate import Collator
+from tga.data.sample import Sample
+from tga.errors import UserError
+from tga.evaluation.suite import metrics_from_config, read_metric_questions
+from tga.training.base_model import BaseModel
+from tga.training.prepare import prepare_model
+from tga.training.resume import checkpoint_to_continue
+from tga.training.settings import TrainSettings
+from tga.training.stage import refuse_wrong_stage
+from tga.vlm.families import family_of, num_layers
+from tga.vlm.freezing import parameter_table
+from tga.vlm.pictures import Pictures
+
+BASE_FIELDS = tuple(item.name for item in dataclasses.fields(BaseModel))
+T = TypeVar("T")
+
+
+@dataclass
+class Checked:
+    """What the checks found.
+
+    Attributes:
+        problems: what stops the run; warnings: what may; facts: name and value of what was found.
+        samples: the data, None where it cannot be read.
+    """
+
+    problems: list[UserError] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    samples: Sequence[Sample] | None = None
+
+    def ask(self, check: Callable[..., T], *arguments: Any) -> T | None:
+        """The check's answer; its mistake is kept, and None returned."""
+        with self.asking():
+            return check(*arguments)
+        return None
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Keep the mistake that ends a block, once."""
+        try:
+            yield
+        except Exception as error:
+            if (found := _user_error(error)) is None:
+                raise
+            if str(found) not in map(str, self.problems):
+                self.problems.append(found)
+
+    def take(self, finding: Finding) -> None:
+        """Keep what was found of one thing."""
+        self.facts.append((finding.name, finding.found))
+        self.warnings.extend([finding.warning] if finding.warning else [])
+        self.problems.extend([finding.problem] if finding.problem else [])
+
+
+def require_ready(values: Mapping[str, Any], say: Callable[[str], object]) -> Sequence[Sample]:
+    """The samples of a run that can start; warnings are said.
+
+    Raises:
+        UserError: it cannot: the one problem, or all of them in one message.
+    """
+    checked = preflight(values)
+    for warning in checked.warnings:
+        say(f"Warning: {warning}")
+    if len(checked.problems) == 1:
+        raise checked.problems[0]
+    if checked.problems:
+        lines = [f"  {number}. {problem}" for number, problem in enumerate(checked.problems, start=1)]
+        raise UserError(
+            f"{len(checked.problems)} problems were found before anything was loaded:\n" + "\n".join(lines),
+            remedy="mend them all; tga-doctor with the same arguments looks again",
+        )
+    assert checked.samples is not None
+    return checked.samples
+
+
+def preflight(values: Mapping[str, Any]) -> Checked:
+    """All checks of a config of tga-train, as plain values."""
+    checked = Checked()
+    checked.ask(check_choices, values)
+    settings = checked.ask(train_settings, values["training"])
+    checked.ask(projector_calibration, values["model"]["calibration"])
+    checked.ask(lora_settings, values["model"]["lora"])
+    alignment = checked.ask(with_located_layers, values["alignment"])
+    checked.ask(checkpoint_to_continue, values["ckpt_path"], Path(values["run_dir"]).absolute())
+    _check_files(values, checked)
+    checked.samples = checked.ask(read_samples, values["data"])
+    if checked.samples is not None:
+        pictured = sum(bool(sample.images) for sample in checked.samples)
+        checked.facts.append(("samples", f"{len(checked.samples):,}, {pictured:,} with a picture"))
+    with checked.asking():
+        _check_model(values, settings, alignment, checked)
+    return checked
+
+
+def _check_files(values: Mapping[str, Any], checked: Checked) -> None:
+    """The files beside the data set: corpus, neighbours, questions."""
+    data, evaluation = values["data"], values["evaluation"]
+    captions = data["captions"] if isinstance(data["captions"], list) else [data["captions"]]
+    if values["alignment"]["retrieved"] != "none":
+        named = [("data.captions", path) for path in captions if path is not None]
+        if data["captions"] is None and data["neighbours"] is not None:
+            named.append(("data.neighbours", data["neighbours"]))
+        for key, path in named:
+            if not Path(path).exists():
+                remedy = f"{key}=PATH, or alignment.retrieved=none"
+                checked.problems.append(UserError("A file does not exist", given=f"{key}={path}", remedy=remedy))
+    if evaluation["metrics"]:
+        with checked.asking():
+            metrics = metrics_from_config(evaluation["root"], evaluation["metrics"])
+            read_metric_questions(metrics, evaluation["limit"])
+
+
+def _check_model(
+    values: Mapping[str, Any], settings: TrainSettings | None, alignment: Mapping[str, Any] | None, checked: Checked
+) -> None:
+    """The model's outline, and what needs it: layers, what trains, a prompt, memory, disk."""
+    base = BaseModel(**{name: values["model"][name] for name in BASE_FIELDS})
+    dtype = DTYPES.get(values["model"]["dtype"], torch.float32)
+    model, processor = base.outline(dtype=dtype)
+    family = family_of(model)
+    layers = num_layers(model, family)
+    pictures = Pictures(processor, family)
+    width = model.config.get_text_config().hidden_size
+    checked.facts.append(("model", f"{family.name}, {layers} decoder layers of width {width}"))
+    tokens = f"{pictures.count((336, 336))}" + (" of 336 x 336 pixels, more of larger ones" if pictures.vary else "")
+    checked.facts.append(("image tokens of a picture", tokens))
+    objectives = checked.ask(build_objectives, alignment, layers) if alignment is not None else None
+    prompt = checked.ask(_first_prompt, values, processor, pictures, checked.samples)
+    if settings is None:
+        return
+    lora = checked.ask(lora_settings, values["model"]["lora"])
+    prepare_model(model, family, settings, values["model"]["train"], lora)
+    for part, trains, frozen in parameter_table(model, family):
+        checked.facts.append((f"parameters of the {part.replace('_', ' ')}", f"{trains:,} train, {frozen:,} frozen"))
+    kept = pooled_layers(objectives or [])
+    checked.ask(refuse_wrong_stage, model, family, objectives or [])
+    if prompt is not None:
+        checked.take(memory_of_a_step(model, family, settings, prompt, len(kept)))
+    for finding in disks(values, settings, model, len(kept) * width, checked.samples):
+        checked.take(finding)
+
+
+def _first_prompt(
+    values: Mapping[str, Any], processor: Any, pictures: Pictures, samples: Sequence[Sample] | None
+) -> tuple[int, int] | None:
+    """Tokens and label tokens of the first sample with a picture, put together as in training."""
+    if not samples:
+        return None
+    data = values["data"]
+    sample = next((sample for sample in samples if sample.images), samples[0])
+    collator = Collator(
+        processor,
+        data["template"],
+        image_tokens=pictures.count(),
+        retrieved=values["alignment"]["retrieved"],
+        max_length=data["max_length"],
+    )
+    batch = collator([sample])
+    return batch.input_ids.shape[1], int((batch.labels != -100).sum())
+
+
+def _user_error(error: BaseException) -> UserError | None:
+    """The user's mistake along the chain of causes; None for a defect of the program."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__
+    return cause
