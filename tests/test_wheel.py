@@ -26,6 +26,7 @@ COMMANDS = {
     "tga-export": "format",
     "tga-compare": "methods",
     "tga-locate": "localization",
+    "tga-doctor": "model",
 }
 
 
