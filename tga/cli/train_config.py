@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 from tga.alignment.layers import resolve_layers
 from tga.alignment.located import LOCATED, SET_FILE, check_same_model, read_located_layers
@@ -20,6 +21,7 @@ from tga.vlm.families import Family
 from tga.vlm.language_model import identify_language_model
 
 TARGETS = ("online", "stored")
+ATTENTION = ["sdpa", "eager", "flash_attention_2"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -31,7 +33,7 @@ def check_choices(values: Mapping[str, Any]) -> None:
     """
     options: list[tuple[str, Any, Sequence[Any]]] = [
         ("model.dtype", values["model"]["dtype"], list(DTYPES)),
-        ("model.attn_implementation", values["model"]["attn_implementation"], ["sdpa", "eager"]),
+        ("model.attn_implementation", values["model"]["attn_implementation"], ATTENTION),
         ("alignment.retrieved", values["alignment"]["retrieved"], RETRIEVED),
         ("alignment.targets", values["alignment"].get("targets", "online"), TARGETS),
         ("export", values["export"], [*FORMATS, None]),
@@ -40,6 +42,12 @@ def check_choices(values: Mapping[str, Any]) -> None:
         if given not in allowed:
             listed = ", ".join("null" if option is None else str(option) for option in allowed)
             raise UserError(f"{name} has no such option", given=given, allowed=listed, remedy=f"{name}=...")
+    if values["model"]["attn_implementation"] == "flash_attention_2" and not is_flash_attn_2_available():
+        raise UserError(
+            "FlashAttention is not installed, or there is no GPU for it",
+            given="model.attn_implementation=flash_attention_2",
+            remedy="pip install flash-attn, or model.attn_implementation=sdpa, which has the same kernels in torch",
+        )
     data, alignment = values["data"], values["alignment"]
     if alignment.get("targets") == "stored":
         _check_stored_targets(values)

@@ -41,7 +41,7 @@ class LoraSettings:
                 "Settings of LoRA out of range",
                 given=self.plain(),
                 allowed="rank >= 1, alpha > 0, dropout in [0, 1), targets: names of linear layers",
-                remedy="model.lora.rank=128",
+                remedy="model.lora={rank: 128, alpha: 256}",
             )
 
     def plain(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def add_lora(model: nn.Module, family: Family, settings: LoraSettings) -> None:
             "The decoder has no linear layers of these names",
             given=unknown,
             allowed=", ".join(sorted(linear)),
-            remedy="model.lora.targets=[q_proj,v_proj]",
+            remedy="model.lora={targets: [q_proj, v_proj]}",
         )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     config = peft.LoraConfig(

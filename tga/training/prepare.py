@@ -10,6 +10,7 @@ from torch import nn
 
 from tga.errors import UserError
 from tga.training.checkpoint import trainable_parameters
+from tga.training.kernels import use_liger
 from tga.training.lora import LoraSettings, add_lora
 from tga.training.settings import TrainSettings
 from tga.vlm.families import Family, component
@@ -34,6 +35,8 @@ def prepare_model(
             given=f"model.dtype={str(model.dtype).removeprefix('torch.')}",
             remedy="training.precision=bf16-mixed, or model.dtype=float32",
         )
+    if settings.liger_kernel:
+        use_liger(model, family)
     if settings.gradient_checkpointing:
         _checkpoint_gradients(model, family)
     if lora is not None:

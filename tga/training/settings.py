@@ -45,6 +45,7 @@ class TrainSettings:
     lm_weight: float = 1.0
     precision: str = "32-true"
     gradient_checkpointing: bool = False
+    liger_kernel: bool = False
     accelerator: str = "auto"
     strategy: str = "single"
     num_workers: int = 0

@@ -46,6 +46,7 @@ def build_trainer(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        log_every_n_steps=1,  # nothing goes by it, and the trainer warns of its default in short runs
         use_distributed_sampler=False,
         default_root_dir=run_dir,
     )
