@@ -18,7 +18,7 @@ from tga.errors import UserError
 from tga.training.base_model import BaseModel
 from tga.training.checkpoint import read_checkpoint, restore_model, trainable_parameters
 from tga.training.lora import LoraSettings, add_lora, merge_lora
-from tga.training.prepare import prepare_model
+from tga.training.prepare import active_checkpointing, prepare_model
 from tga.training.run import fit
 from tga.training.settings import TrainSettings
 from tga.vlm.families import family_of
@@ -62,7 +62,9 @@ def test_frozen_weights_stay_in_half_precision_and_what_trains_is_float32() -> N
     trained = trainable_parameters(model)
     assert {p.dtype for p in trained.values()} == {torch.float32} and any("lora_B" in name for name in trained)
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
-    assert model.model.language_model.gradient_checkpointing
+    assert active_checkpointing(model, family_of(model)) == (3, 3)
+    model.eval()
+    assert active_checkpointing(model, family_of(model)) == (0, 3)
 
 
 def test_a_run_with_adapters_comes_back_as_a_plain_model(tmp_path: Path) -> None:

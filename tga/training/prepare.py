@@ -45,6 +45,15 @@ def prepare_model(
         parameter.data = parameter.data.float()
 
 
+def active_checkpointing(model: nn.Module, family: Family) -> tuple[int, int]:
+    """In how many decoder layers gradients are checkpointed, and how many there are: it is so in train mode only."""
+    layers = component(model, family.decoder_layers)
+    assert isinstance(layers, nn.ModuleList)
+    return sum(bool(getattr(layer, "gradient_checkpointing", False)) and layer.training for layer in layers), len(
+        layers
+    )
+
+
 def _checkpoint_gradients(model: Any, family: Family) -> None:
     # 5.23 warns that this name goes in version 6; its successor, activation_checkpointing_enable, is not in 5.0.
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

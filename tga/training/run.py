@@ -22,12 +22,12 @@ from tga.data.sample import Sample
 from tga.errors import UserError
 from tga.training.callbacks import MetricsFile, ProgressBar, parts_table, read_metrics
 from tga.training.centre import caption_centre, with_centre
-from tga.training.checkpoint import read_checkpoint, trainable_parameters
+from tga.training.checkpoint import read_checkpoint, require_same, trainable_parameters
 from tga.training.distributed import SHARED_OUT, Processes, agree_on, total
 from tga.training.guard import FiniteGradients
 from tga.training.lora import LoraSettings
 from tga.training.module import AlignmentModule
-from tga.training.prepare import prepare_model
+from tga.training.prepare import active_checkpointing, prepare_model
 from tga.training.resume import checkpoint_to_continue, refuse_other_run, run_description
 from tga.training.saving import SaveCheckpoints
 from tga.training.settings import Calibration, FitResult, TrainSettings
@@ -76,10 +76,21 @@ def fit(
     hyper_parameters = run_description(hyper_parameters, settings, len(samples))
     resume_from = checkpoint_to_continue(ckpt_path, run_dir)
     if resume_from is not None:
+        if settings.strategy == "deepspeed":
+            raise UserError(
+                "A run under DeepSpeed cannot be continued: its checkpoints hold no optimiser state",
+                given=resume_from,
+                remedy="training=fsdp2, whose runs can, or ckpt_path=null run_dir=ANOTHER_DIRECTORY",
+            )
         refuse_other_run(resume_from, hyper_parameters)
     prepare_model(model, family, settings, train, lora)
+    if resume_from is not None:
+        require_same(read_checkpoint(resume_from).weights, trainable_parameters(model), source=str(resume_from))
     refuse_wrong_stage(model, family, objectives)
     console.print(parts_table(parameter_table(model, family)))
+    if settings.gradient_checkpointing:
+        active, layers = active_checkpointing(model, family)
+        console.print(f"Gradient checkpointing is active in {active} of {layers} decoder layers", highlight=False)
     if settings.strategy in SHARED_OUT:
         collator = collator.with_fillers()
     data = _data(samples, collator, settings, processes)
@@ -139,7 +150,12 @@ def _callbacks(
         FiniteGradients(),
         MetricsFile(run_dir / "metrics.jsonl", throughput, every=settings.log_every),
         ProgressBar(throughput, _total_steps(data, settings), console=console),
-        SaveCheckpoints(run_dir / "checkpoints", every_steps=settings.save_every, keep=settings.keep_checkpoints),
+        SaveCheckpoints(
+            run_dir / "checkpoints",
+            every_steps=settings.save_every,
+            keep=settings.keep_checkpoints,
+            weights_only=settings.strategy == "deepspeed",
+        ),
     ]
 
 

@@ -21,11 +21,12 @@ class SaveCheckpoints(lightning.Callback):
     """Write a checkpoint every `every_steps` optimiser steps and at the end, and keep the newest `keep`.
 
     `written` is the newest of this run, None before the first. The callback's own state is the state of the random
-    generators, so that it travels in the same file.
+    generators, so that it travels in the same file. With `weights_only` a checkpoint has no optimiser state.
     """
 
-    def __init__(self, directory: Path, *, every_steps: int, keep: int) -> None:
+    def __init__(self, directory: Path, *, every_steps: int, keep: int, weights_only: bool = False) -> None:
         self.directory, self.every_steps, self.keep = Path(directory), every_steps, keep
+        self.weights_only = weights_only
         self.written: Path | None = None
         self._saved_at = 0
         self._restored: dict[str, Any] | None = None
@@ -48,11 +49,25 @@ class SaveCheckpoints(lightning.Callback):
     def _save(self, trainer: lightning.Trainer, step: int) -> None:
         target = self.directory / f"step-{step:08d}.ckpt"
         self._saved_at, self.written = step, target
+        if self.weights_only:
+            self._save_weights(trainer, target)
+            return
         if not trainer.is_global_zero:
             trainer.save_checkpoint(target, weights_only=False)  # gives its share of the weights, and writes nothing
             return
         with atomic_path(target) as path:
             trainer.save_checkpoint(path, weights_only=False)
+        self._remove_older()
+
+    def _save_weights(self, trainer: lightning.Trainer, target: Path) -> None:
+        """What can be exported and not be continued: DeepSpeed alone can write its optimiser's states."""
+        if trainer.is_global_zero:
+            content = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+            with atomic_path(target) as path:
+                torch.save(content, path)
+            self._remove_older()
+
+    def _remove_older(self) -> None:
         for old in sorted(self.directory.glob("step-*.ckpt"))[: -self.keep]:
             old.unlink()
 
