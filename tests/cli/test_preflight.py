@@ -64,9 +64,9 @@ def test_all_problems_come_at_once(world: Path) -> None:
     with pytest.raises(UserError) as caught:
         require_ready(values(world, *overrides), print)
     message = str(caught.value)
-    for part in ("learning_rate=-1", "[9]", "elsewhere.json", "nothing.ckpt", "float16"):
+    for part in ("learning_rate=-1", "nose", "[9]", "elsewhere.json", "nothing.ckpt", "tokenizr", "float16"):
         assert part in message
-    assert message.startswith("5 problems were found before anything was loaded:\n  1. ")
+    assert message.startswith("7 problems were found before anything was loaded:\n  1. ")
     assert "tga-doctor" in message
 
 

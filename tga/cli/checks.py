@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tga.errors import UserError
 
@@ -21,3 +22,8 @@ class Finding:
     found: str
     warning: str | None = None
     problem: UserError | None = None
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that exists."""
+    return path if path.exists() else next(parent for parent in path.parents if parent.exists())

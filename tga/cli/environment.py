@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from tga.alignment.text_targets import human_size
-from tga.cli.checks import Finding
+from tga.cli.checks import Finding, nearest_existing
 from tga.errors import UserError
 
 DISTRIBUTION = "tga-vlm"
@@ -118,8 +118,8 @@ def gpus() -> Iterator[Finding]:
     warning = None
     if shutil.which("nvidia-smi"):
         warning = (
-            "This machine has NVIDIA's driver, and torch sees no GPU: a build of torch for another CUDA than the driver's, or "
-            "CUDA_VISIBLE_DEVICES is empty"
+            "This machine has NVIDIA's driver, and torch sees no GPU: torch is built for another CUDA, "
+            "or CUDA_VISIBLE_DEVICES is empty"
         )
     yield Finding("GPU", f"none that torch {torch.__version__} sees; {os.cpu_count()} CPU cores", warning=warning)
 
@@ -127,14 +127,14 @@ def gpus() -> Iterator[Finding]:
 def disk() -> Iterator[Finding]:
     """Free room where runs are written, where the hub's files are kept, and in the memory that data workers share."""
     for name, path in (("working directory", Path.cwd()), ("hub cache", Path(constants.HF_HUB_CACHE))):
-        there = path if path.exists() else next(parent for parent in path.parents if parent.exists())
-        yield Finding(f"disk of the {name}", f"{human_size(shutil.disk_usage(there).free)} free at {path}")
+        free = shutil.disk_usage(nearest_existing(path)).free
+        yield Finding(f"disk of the {name}", f"{human_size(free)} free at {path}")
     shared = Path("/dev/shm")
     if shared.is_dir():
         size = shutil.disk_usage(shared).total
         warning = None
         if size < MIN_SHARED_MEMORY:
-            warning = f"/dev/shm has {human_size(size)}: with data workers a container needs more (docker run --shm-size=8g)"
+            warning = f"/dev/shm has {human_size(size)}, little for data workers (docker run --shm-size=8g)"
         yield Finding("shared memory", human_size(size), warning=warning)
     if constants.HF_HUB_OFFLINE:
         yield Finding("hub", "offline (HF_HUB_OFFLINE): names of the hub work from the cache alone")

@@ -39,8 +39,9 @@ from tga.training.resume import checkpoint_to_continue
 from tga.training.settings import TrainSettings
 from tga.training.stage import refuse_wrong_stage
 from tga.vlm.families import family_of, num_layers
-from tga.vlm.freezing import parameter_table
+from tga.vlm.freezing import freeze, parameter_table
 from tga.vlm.pictures import Pictures
+from tga.vlm.templates import render
 
 BASE_FIELDS = tuple(item.name for item in dataclasses.fields(BaseModel))
 T = TypeVar("T")
@@ -158,9 +159,10 @@ def _check_model(
     checked.facts.append(("image tokens of a picture", tokens))
     objectives = checked.ask(build_objectives, alignment, layers) if alignment is not None else None
     prompt = checked.ask(_first_prompt, values, processor, pictures, checked.samples)
+    lora = checked.ask(lora_settings, values["model"]["lora"])
+    freeze(model, family, values["model"]["train"])
     if settings is None:
         return
-    lora = checked.ask(lora_settings, values["model"]["lora"])
     prepare_model(model, family, settings, values["model"]["train"], lora)
     for part, trains, frozen in parameter_table(model, family):
         checked.facts.append((f"parameters of the {part.replace('_', ' ')}", f"{trains:,} train, {frozen:,} frozen"))
@@ -176,9 +178,11 @@ def _first_prompt(
     values: Mapping[str, Any], processor: Any, pictures: Pictures, samples: Sequence[Sample] | None
 ) -> tuple[int, int] | None:
     """Tokens and label tokens of the first sample with a picture, put together as in training."""
-    if not samples:
-        return None
     data = values["data"]
+    if not samples:  # the template can be tried without data
+        turns = [("user", "What is it?"), ("assistant", "A dog.")]
+        render(turns, template=data["template"], tokenizer=processor.tokenizer, image=True, image_token=pictures.token)
+        return None
     sample = next((sample for sample in samples if sample.images), samples[0])
     collator = Collator(
         processor,

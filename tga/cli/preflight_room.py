@@ -13,7 +13,7 @@ import torch
 
 from tga.alignment.text_targets import DTYPES as TARGET_DTYPES
 from tga.alignment.text_targets import human_size
-from tga.cli.checks import Finding
+from tga.cli.checks import Finding, nearest_existing
 from tga.cli.train_config import DTYPES
 from tga.errors import UserError
 from tga.training.distributed import SHARED_OUT, launched
@@ -59,7 +59,9 @@ def memory_of_a_step(
         )
         return Finding("memory of a step", found, problem=problem)
     if estimate.total > available:
-        less = "smaller training.batch_size, larger training.accumulate_batches, or training.gradient_checkpointing=true"
+        less = (
+            "smaller training.batch_size, larger training.accumulate_batches, or training.gradient_checkpointing=true"
+        )
         return Finding("memory of a step", found, warning=f"A step may not fit on the device: {found}. Try a {less}")
     return Finding("memory of a step", found)
 
@@ -74,7 +76,7 @@ def disks(
     """
     by_disk: dict[int, list[tuple[str, Path, int]]] = defaultdict(list)
     for name, path, size in _written(values, settings, model, state_width, samples):
-        there = path if path.exists() else next(parent for parent in path.parents if parent.exists())
+        there = nearest_existing(path)
         by_disk[there.stat().st_dev].append((name, there, size))
     for entries in by_disk.values():
         there, free = entries[0][1], shutil.disk_usage(entries[0][1]).free
