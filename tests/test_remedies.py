@@ -77,5 +77,6 @@ def test_every_error_of_a_user_says_what_to_do(path: Path) -> None:
 
 
 def test_keys_are_found_in_remedies() -> None:
-    assert {"model.vlm", "model.llm", "model.vision_tower", "model"} <= named_keys(ROOT / "tga/vlm/assemble.py")
+    assert {"model.vlm", "model"} <= named_keys(ROOT / "tga/vlm/assemble.py")
+    assert {"model.llm", "model.vision_tower"} <= named_keys(ROOT / "tga/vlm/parts.py")
     assert named_keys(ROOT / "tga/vlm/projector_init.py") >= {"model.calibration"}
