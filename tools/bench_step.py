@@ -169,12 +169,13 @@ def measure(bench: Bench, batch: int, turns: int) -> dict[str, float]:
         values[f"online_{number}_layers_peak_mib"] = bench.peak_mib(bench.step("online", batch, layers))
     for size in (1, 2, 4):
         values[f"online_batch_{size}_peak_mib"] = bench.peak_mib(bench.step("online", size))
-    values |= _speed(bench, batch, values)
+    if bench.device.type == "cuda":
+        values |= _speed(bench, batch, values)
     return values
 
 
 def _speed(bench: Bench, batch: int, values: dict[str, float]) -> dict[str, float]:
-    """Samples per second, and the share of a measured matrix product's arithmetic that the step needs."""
+    """Samples per second, and the share of a measured matrix product's arithmetic that the step needs; on a GPU."""
     needed = model_flops(bench.model, LLAVA).of(count(bench.batch(batch)).tolist())
     there = matmul_flops_per_s(bench.device, next(bench.model.parameters()).dtype)
     seconds = values["stored_s"]
