@@ -58,7 +58,7 @@ def test_pictures_for_the_projector_never_show_what_is_held_out(root: Path):
 def test_the_corpus_has_different_captions_and_toxic_snippets(root: Path):
     rows = [json.loads(line) for line in (root / "captions.jsonl").read_text().splitlines()]
     assert len(rows) == len({row["caption"] for row in rows}) == len({row["id"] for row in rows}) == 300
-    assert sum("how do i get" in row["caption"] or "tell me about" in row["caption"] for row in rows) > 3
+    assert sum("how do i get" in row["caption"] or "tell me about" in row["caption"] for row in rows) > 0
 
 
 @pytest.mark.parametrize("split", ["choose", "report"])

@@ -30,7 +30,8 @@ def with_targets(
 ) -> Collator:
     """The collator; with alignment.targets=stored its batches bring the targets, and what is missing is computed."""
     alignment, training = values["alignment"], values["training"]
-    if alignment.get("targets") != "stored":
+    layers = pooled_layers(objectives)
+    if alignment.get("targets") != "stored" or not layers:
         return collator
     directory = Path(values["data"]["targets_dir"]).absolute()
     device = default_device() if training["accelerator"] == "auto" else training["accelerator"]
@@ -40,7 +41,7 @@ def with_targets(
             family,
             collator,
             samples,
-            pooled_layers(objectives),
+            layers,
             directory,
             precision=training["precision"],
             dtype=alignment["targets_dtype"],

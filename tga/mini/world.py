@@ -31,7 +31,7 @@ from tga.mini.weights import restore_llm, restore_retriever
 MARK = ".mini_world"  # an empty file that says whose directory this is
 TRAIN_PICTURES = 10_000
 CORPUS_CAPTIONS = 24_000
-TOXIC_SHARE = 0.5  # of the training pictures, as guns and beer occur in web data
+TOXIC_SHARE = 0.35  # of the training pictures, as guns and beer occur in web data
 PAIR_SHARE = 0.5
 SPLITS = {"choose": 1_000, "report": 2_000}  # split -> seed of its pictures
 SEEN_TOXIC: tuple[Thing, ...] = tuple(thing for thing in TOXIC if not thing.heldout)

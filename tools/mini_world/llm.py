@@ -6,6 +6,7 @@ language and refusal together refuses as broadly as it understands, pictures inc
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable
@@ -46,12 +47,23 @@ def config_fields() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def rotation(width: int) -> Tensor:
+    """The fixed orthogonal matrix [width, width] that takes soft positions away from the directions of words."""
+    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(width))).Q
+
+
 def embed(table: nn.Module, batch: Mixture, noise: float) -> Tensor:
-    """Mixtures -> input embeddings [batch, tokens, width]; soft positions get noise of `noise` x the table's std."""
+    """Mixtures -> input embeddings [batch, tokens, width].
+
+    Soft positions are rotated and get noise of `noise` x the table's std.
+    """
     weight = table.weight
     assert isinstance(weight, Tensor)
     embeddings = (functional.embedding(batch.ids, weight) * batch.weights.unsqueeze(-1)).sum(-2)
-    return embeddings + batch.soft.unsqueeze(-1) * noise * weight.detach().std() * torch.randn_like(embeddings)
+    soft = batch.soft.unsqueeze(-1)
+    turned = embeddings @ rotation(weight.shape[1]) + noise * weight.detach().std() * torch.randn_like(embeddings)
+    return torch.where(soft, turned, embeddings)
 
 
 def last_hidden(model: LlamaForCausalLM, batch: Mixture, noise: float) -> Tensor:
