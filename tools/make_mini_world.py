@@ -1,8 +1,8 @@
 """Make the LLM and the CLIP of the mini world and pack them into `tga/mini/assets/weights`.
 
-    python -m tools.make_mini_world                       # both, seed 0: what the package ships
-    python -m tools.make_mini_world --only llm --seed 1 --out /tmp/world1   # another LLM of the same recipe, for
-                                                          # tga-train +experiment=mini model.llm=/tmp/world1/llm
+    python -m tools.make_mini_world                       # both, with the seeds that the package ships
+    python -m tools.make_mini_world --only llm --llm-seed 0 --out /tmp/world0   # another LLM of the same recipe, for
+                                                          # tga-train +experiment=mini model.llm=/tmp/world0/llm
     python -m tools.make_mini_world --only llm --llm-steps 20 --align-steps 5 --out /tmp/quick    # a quick look
 
 Everything is seeded; the figures measured at the end are printed and stored beside the hashes in weights.json.
@@ -31,31 +31,32 @@ def make_llm(out: Path, arguments: argparse.Namespace) -> dict[str, float]:
     Outside of the package also llm/, a directory for `tga-train model.llm=`.
     """
     started = time.monotonic()
-    model = llm.train(arguments.seed, pretrain_steps=arguments.llm_steps, align_steps=arguments.align_steps)
-    figures = {f"llm_{key}": value for key, value in llm.probe(model, seed=arguments.seed + 10_000).items()}
+    model = llm.train(arguments.llm_seed, pretrain_steps=arguments.llm_steps, align_steps=arguments.align_steps)
+    figures = {f"llm_{key}": value for key, value in llm.probe(model, seed=arguments.llm_seed + 10_000).items()}
     pack(model.state_dict(), out / "llm.safetensors")
     if arguments.out != WEIGHTS:
         model.save_pretrained(out / "llm")
         llm_tokenizer().save_pretrained(out / "llm")
     (out / "llm_config.json").write_text(json.dumps(llm.config_fields(), indent=1) + "\n")
-    return figures | {"llm_seed": arguments.seed, "llm_train_s": round(time.monotonic() - started)}
+    return figures | {"llm_seed": arguments.llm_seed, "llm_train_s": round(time.monotonic() - started)}
 
 
 def make_clip(out: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Train the CLIP and write clip.safetensors and open_clip_config.json; returns its figures."""
     started = time.monotonic()
-    model = clip.train(arguments.seed, steps=arguments.clip_steps)
-    figures: dict[str, float] = {"clip_seed": arguments.seed, "clip_train_s": round(time.monotonic() - started)}
+    model = clip.train(arguments.clip_seed, steps=arguments.clip_steps)
+    figures: dict[str, float] = {"clip_seed": arguments.clip_seed, "clip_train_s": round(time.monotonic() - started)}
     pack(model.state_dict(), out / "clip.safetensors")
     (out / "open_clip_config.json").write_text(json.dumps(clip.directory_config(), indent=1) + "\n")
-    return figures | {"clip_retrieval_at_1": clip.retrieval_at_1(model, seed=arguments.seed + 10_000)}
+    return figures | {"clip_retrieval_at_1": clip.retrieval_at_1(model, seed=arguments.clip_seed + 10_000)}
 
 
 def main() -> None:
     """Train what is asked for, measure it, and put it in place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="the folder of the packed weights")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--llm-seed", type=int, default=1)
+    parser.add_argument("--clip-seed", type=int, default=0)
     parser.add_argument("--only", choices=("llm", "clip"), help="make one of the two and keep the other")
     parser.add_argument("--llm-steps", type=int, default=llm.PRETRAIN_STEPS)
     parser.add_argument("--align-steps", type=int, default=llm.ALIGN_STEPS)
