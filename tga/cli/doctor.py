@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tga.cli.common import hydra_command, plain
@@ -87,7 +88,7 @@ def _print_facts(console: Console, title: str, facts: Sequence[tuple[str, str]])
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, found in facts:
-        table.add_row(name, found)
+        table.add_row(escape(name), escape(found))
     console.print(table)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import sys
@@ -95,6 +96,7 @@ def faiss_build(versions: Mapping[str, str]) -> Iterator[Finding]:
             ),
         )
         return
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells which instruction sets it tries
     try:
         import faiss
     except ImportError as error:

@@ -22,7 +22,7 @@ from rich.console import Console
 from tga.alignment.objective import Objective
 from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
 from tga.cli.common import config_hash, hydra_command, plain, prepare, start_run, write_summary
-from tga.cli.data import read_samples
+from tga.cli.data import read_samples, source_of
 from tga.cli.locks import exclusive
 from tga.cli.preflight import require_ready
 from tga.cli.train_config import (
@@ -212,6 +212,7 @@ def _hyper_parameters(
         "alignment": {key: value for key, value in values["alignment"].items() if key != "objectives"},
         "lora": None if lora is None else lora.plain(),
         "training": values["training"],
+        "data": Path(source_of(values["data"]).name).name,
         "template": values["data"]["template"],
         "config_hash": config_hash(config),
     }
