@@ -74,9 +74,7 @@ def test_another_width_is_refused_with_both_sides(tmp_path: Path) -> None:
     state["multi_modal_projector.linear_1.weight"] = torch.zeros(32, 48)
     save_file(state, tmp_path / "model.safetensors")
     before = projector_of(model)
-    with pytest.raises(
-        UserError, match=r"linear_1\.weight \[32, 48\].*Allowed: .*linear_1\.weight \[32, 24\]"
-    ):
+    with pytest.raises(UserError, match=r"linear_1\.weight \[32, 48\].*Allowed: .*linear_1\.weight \[32, 24\]"):
         import_projector(model, LLAVA, tmp_path)
     assert all(torch.equal(projector_of(model)[key], value) for key, value in before.items())
 
@@ -91,9 +89,7 @@ def test_llavas_two_layers_do_not_fit_a_linear_projector(tmp_path: Path) -> None
     model = made("instructblip")[0]
     own = projector_of(made("llava")[0])
     torch.save({name: own[inner] for name, inner in llava_names(LLAVA).items()}, tmp_path / "mm_projector.bin")
-    with pytest.raises(
-        UserError, match=r"0\.weight \[32, 24\].*Allowed: .*mm_projector\.weight \[32, 16\]"
-    ):
+    with pytest.raises(UserError, match=r"0\.weight \[32, 24\].*Allowed: .*mm_projector\.weight \[32, 16\]"):
         import_projector(model, family_of(model), tmp_path)
 
 
