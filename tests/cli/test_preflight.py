@@ -99,9 +99,8 @@ def test_a_mistake_is_found(world: Path, override: str, said: str) -> None:
 
 
 def test_missing_corpus_and_neighbours_are_named(world: Path) -> None:
-    found = preflight(
-        values(world, "alignment.retrieved=loss", "data.captions=none.txt", f"data.index_dir={world}/index")
-    )
+    place = [f"data.index_dir={world}/index", f"encoder.name=local-dir:{world}"]
+    found = preflight(values(world, "alignment.retrieved=loss", "data.captions=none.txt", *place))
     assert ["data.captions=none.txt" in str(problem) for problem in found.problems] == [True]
     found = preflight(values(world, "alignment.retrieved=loss", "data.neighbours=none.parquet"))
     assert ["data.neighbours=none.parquet" in str(problem) for problem in found.problems] == [True]

@@ -15,7 +15,10 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from tests.tiny import write_tiny_llava_json, write_tiny_parts
 from tests.tiny_clip import random_captions, write_tiny_clip
+from tga.cli import train
+from tga.cli.evaluate import main as evaluate_main
 from tga.cli.train import main
+from tga.training.base_model import BaseModel
 from tga.training.callbacks import read_metrics
 from tga.training.checkpoint import read_checkpoint
 
@@ -88,7 +91,8 @@ def test_the_whole_path_from_a_corpus_to_an_exported_directory(
 
 
 METHODS = [
-    "tga", "tga_centred", "tga_contrastive", "tga_paper", "tga_released", "tga_located", "regap", "tga_regap", "baseline"
+    "tga", "tga_centred", "tga_contrastive", "tga_paper", "tga_released", "tga_located", "regap", "tga_regap",
+    "baseline",
 ]  # fmt: skip
 
 
@@ -196,6 +200,136 @@ def test_a_mistake_is_one_message_and_nothing_is_written(
     assert message.startswith("Error: ") and not any("Error" in line or "Traceback" in line for line in lines[:-1])
     assert all(part in message for part in said), message
     assert not (world / "run" / "checkpoints").exists() and not (world / "run" / "summary.json").exists()
+
+
+CORPUS = [
+    "data.captions=captions.txt",
+    "data.index_dir=index",
+    "encoder.name=local-dir:retriever",
+    "data.neighbours_k=3",
+]
+METRIC = "+evaluation.metrics.image_dsr={file: q.jsonl, judge: refusal}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ckpt_path=elsewhere.ckpt"], "elsewhere.ckpt"),
+        (["ckpt_path=last"], "step-*.ckpt"),
+        (["model.train=[nose]"], "nose"),
+        (["model.train=[projector,language_model]", "export=llava"], "export=llava"),
+        (["data.template=other"], "data.template has no such option. Given: other"),
+        (["evaluation.chat_template=other"], "evaluation.chat_template has no such option"),
+        (["evaluation.plain_template=other"], "evaluation.plain_template has no such option"),
+        (["export=onnx"], "export has no such option. Given: onnx. Allowed: hf, llava, null"),
+        (["model.dtype=bfloat16"], "precision 32-true"),
+        (["training.accelerator=tpu"], "training.accelerator has no such option"),
+        (["evaluation.root=.", METRIC.replace("refusal", "taste")], "unknown judge"),
+        ([METRIC], "evaluation.root=DIR"),
+    ],
+)
+def test_a_wrong_setting_is_found_before_anything_is_prepared_read_or_loaded(
+    arguments: list[str],
+    said: str,
+    world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def heavy(*_: object, **__: object) -> None:
+        raise AssertionError("too late")
+
+    for name in ("prepare", "require_ready", "_load", "ensure_index"):
+        monkeypatch.setattr(train, name, heavy)
+    code = call(monkeypatch, world, *TINY, *CORPUS, *arguments)
+    message = capsys.readouterr().err
+    assert code == 1 and message.startswith("Error: ") and message.count("\n") == 1 and said in message, message
+    assert not (world / "run").exists() and not (world / "index").exists()
+
+
+def test_all_wrong_settings_are_told_at_once(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ["model.dtype=float16", "export=onnx", "data.template=other", "model.train=[nose]", "ckpt_path=a.ckpt"]
+    assert call(monkeypatch, world, *TINY, *CORPUS, *wrong) == 1
+    message = capsys.readouterr().err
+    assert "5 problems were found" in message and message.count("\n") == 6
+    assert all(part in message for part in ("float16", "onnx", "other", "nose", "a.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["alignment.layers=[2,4]"], "Layer numbers outside"),
+        (["alignment=regap", "alignment.retrieved=loss", "alignment.centred=true"], "nothing to centre"),
+        (["encoder.name=local-dir:nowhere"], "The encoder's directory does not exist"),
+        (["encoder.kind=word2vec"], "Unknown kind of encoder"),
+        (["data.captions=none.txt"], "none.txt"),
+        (["index.dtype=int8"], "Unknown dtype"),
+        (["model.vision_tower=nowhere/at/all"], "nowhere/at/all"),
+        (["evaluation.root=.", METRIC], "question file does not exist"),
+        (["data.max_length=3"], "sample 0000"),
+    ],
+)
+def test_what_the_settings_name_is_checked_before_the_model_is_loaded_and_the_index_built(
+    arguments: list[str],
+    said: str,
+    world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def heavy(*_: object, **__: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr(BaseModel, "load", heavy)
+    monkeypatch.setattr(train, "ensure_index", heavy)
+    assert call(monkeypatch, world, *TINY, *CORPUS, *arguments) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("Error: ") and said in message, message
+    assert not (world / "run").exists() and not (world / "index").exists()
+
+
+def test_a_refused_run_leaves_the_directory_of_the_other_as_it_was(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*TINY, "alignment=baseline", "export=null"]
+    assert call(monkeypatch, world, *arguments) == 0
+    before = {path: path.read_bytes() for path in (world / "run").rglob("*") if path.is_file()}
+    assert call(monkeypatch, world, *arguments, "seed=7") == 1
+    assert "checkpoints of another run" in capsys.readouterr().err
+    assert call(monkeypatch, world, *arguments, "seed=7", "training.epochs=2", "ckpt_path=last") == 1
+    message = capsys.readouterr().err
+    assert "training.seed was 0 and is 7" in message and "training.epochs was 1 and is 2" in message
+    assert "base_model.seed was 0 and is 7" in message
+    neighbours = ["alignment=tga", "data.neighbours=neighbours.parquet", "model.llm=llm/../llm"]
+    assert call(monkeypatch, world, *TINY, "export=null", *neighbours, "ckpt_path=last") == 1
+    message = capsys.readouterr().err
+    assert (
+        "method was baseline and is tga" in message and "objectives.tga.pair_weight was not set and is 1.5" in message
+    )
+    assert f"base_model.llm was {world / 'llm'} and is" in message
+    assert {path: path.read_bytes() for path in (world / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_model_in_bfloat16_is_evaluated_as_the_exported_one(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frozen parts are bfloat16 and what trained is float32; both paths ask a model of one dtype."""
+    rows = [{"id": str(i), "image": f"images/000{i}.png", "prompt": f"What is {i}?", "format": "chat", "group": "g",
+             "expected": ["car"], "caption": f"A car and {i} dogs."} for i in range(4)]  # fmt: skip
+    (world / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    evaluation = ["evaluation.root=.", METRIC, "evaluation.max_new_tokens=6",
+                  "+evaluation.metrics.cosine={file: q.jsonl, kind: cosine, layers: [0, 2]}"]  # fmt: skip
+    half = ["model.dtype=bfloat16", "training.precision=bf16-mixed", "alignment=baseline"]
+    assert call(monkeypatch, world, *TINY, *half, *evaluation, "training.learning_rate=0.05") == 0
+    found = summary(world)
+    answers = [json.loads(line)["answer"] for line in (world / "run" / "answers.jsonl").read_text().splitlines()]
+    monkeypatch.setattr(sys, "argv", ["tga-evaluate", "models={m: run/hf}", "dtype=bfloat16", "device=cpu",
+                                      "run_dir=again", *evaluation])  # fmt: skip
+    evaluate_main()
+    again = json.loads((world / "again" / "summary.json").read_text())
+    assert [
+        json.loads(line)["answer"] for line in (world / "again" / "answers.jsonl").read_text().splitlines()
+    ] == answers
+    for key in ("cosine_matched_layer_0", "cosine_matched_layer_2", "image_dsr", "image_dsr_n"):
+        assert found[key] == again[key], key
 
 
 def test_values_without_a_default_are_all_named(

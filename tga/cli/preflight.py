@@ -7,7 +7,6 @@ the same checks with what was found.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,34 +15,38 @@ from typing import Any, TypeVar
 
 import torch
 
+from retrieval_index.build import check_settings as check_index_settings
+from retrieval_index.errors import RetrievalError
+from retrieval_index.faiss_flat import check_faiss
 from tga.alignment.objective import pooled_layers
+from tga.cli.build_index import EncoderChoice
 from tga.cli.checks import Finding
 from tga.cli.data import read_samples
 from tga.cli.preflight_room import disks, memory_of_a_step
+from tga.cli.setting_checks import setting_problems
 from tga.cli.train_config import (
+    BASE_FIELDS,
     DTYPES,
     build_objectives,
-    check_choices,
     lora_settings,
-    projector_calibration,
     train_settings,
     with_located_layers,
 )
-from tga.data.collate import Collator
+from tga.data.collate import RETRIEVED, Collator
 from tga.data.sample import Sample
 from tga.errors import UserError
 from tga.evaluation.suite import metrics_from_config, read_metric_questions
 from tga.training.base_model import BaseModel
+from tga.training.centre import check_centre
 from tga.training.prepare import prepare_model
-from tga.training.resume import checkpoint_to_continue
 from tga.training.settings import TrainSettings
 from tga.training.stage import refuse_wrong_stage
+from tga.vlm.chat_templates import TEMPLATES
 from tga.vlm.families import family_of, num_layers
 from tga.vlm.freezing import freeze, parameter_table
 from tga.vlm.pictures import Pictures
 from tga.vlm.templates import render
 
-BASE_FIELDS = tuple(item.name for item in dataclasses.fields(BaseModel))
 T = TypeVar("T")
 
 
@@ -94,27 +97,36 @@ def require_ready(values: Mapping[str, Any], say: Callable[[str], object]) -> Se
     checked = preflight(values)
     for warning in checked.warnings:
         say(f"Warning: {warning}")
-    if len(checked.problems) == 1:
-        raise checked.problems[0]
-    if checked.problems:
-        lines = [f"  {number}. {problem}" for number, problem in enumerate(checked.problems, start=1)]
-        raise UserError(
-            f"{len(checked.problems)} problems were found before anything was loaded:\n" + "\n".join(lines),
-            remedy="mend them all; tga-doctor with the same arguments looks again",
-        )
+    _refuse(checked.problems)
     assert checked.samples is not None
     return checked.samples
 
 
+def require_settings(values: Mapping[str, Any]) -> None:
+    """Refuse what the settings alone show to be wrong, before the files that they name are made or read.
+
+    Raises:
+        UserError: the one problem, or all of them in one message.
+    """
+    _refuse(setting_problems(values))
+
+
+def _refuse(problems: Sequence[UserError]) -> None:
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = [f"  {number}. {problem}" for number, problem in enumerate(problems, start=1)]
+        raise UserError(
+            f"{len(problems)} problems were found before anything was loaded:\n" + "\n".join(lines),
+            remedy="mend them all; tga-doctor with the same arguments looks again",
+        )
+
+
 def preflight(values: Mapping[str, Any]) -> Checked:
     """All checks of a config of tga-train, as plain values."""
-    checked = Checked()
-    checked.ask(check_choices, values)
+    checked = Checked(setting_problems(values))
     settings = checked.ask(train_settings, values["training"])
-    checked.ask(projector_calibration, values["model"]["calibration"])
-    checked.ask(lora_settings, values["model"]["lora"])
     alignment = checked.ask(with_located_layers, values["alignment"])
-    checked.ask(checkpoint_to_continue, values["ckpt_path"], Path(values["run_dir"]).absolute())
     _check_files(values, checked)
     checked.samples = checked.ask(read_samples, values["data"])
     if checked.samples is not None:
@@ -137,10 +149,22 @@ def _check_files(values: Mapping[str, Any], checked: Checked) -> None:
             if not Path(path).exists():
                 remedy = f"{key}=PATH, or alignment.retrieved=none"
                 checked.problems.append(UserError("A file does not exist", given=f"{key}={path}", remedy=remedy))
-    if evaluation["metrics"]:
+        if data["captions"] is not None:
+            checked.ask(_check_index, values)
+    if evaluation["metrics"] and evaluation["root"] is not None:
         with checked.asking():
             metrics = metrics_from_config(evaluation["root"], evaluation["metrics"])
             read_metric_questions(metrics, evaluation["limit"])
+
+
+def _check_index(values: Mapping[str, Any]) -> None:
+    """What the caption index is made with, and the place where it will stand."""
+    data, index = values["data"], values["index"]
+    EncoderChoice(**values["encoder"]).spec.check()
+    place = {"shard_rows": index["shard_rows"], "batch_size": index["batch_size"], "dtype": index["dtype"]}
+    if data["index_dir"] is not None:
+        check_index_settings(Path(data["index_dir"]), **place)
+    check_faiss()
 
 
 def _check_model(
@@ -158,7 +182,11 @@ def _check_model(
     tokens = f"{pictures.count((336, 336))}" + (" of 336 x 336 pixels, more of larger ones" if pictures.vary else "")
     checked.facts.append(("image tokens of a picture", tokens))
     objectives = checked.ask(build_objectives, alignment, layers) if alignment is not None else None
-    prompt = checked.ask(_first_prompt, values, processor, pictures, checked.samples)
+    if objectives is not None and values["alignment"]["centred"]:
+        checked.ask(check_centre, objectives)
+    prompt = None
+    if values["data"]["template"] in TEMPLATES and values["alignment"]["retrieved"] in RETRIEVED:
+        prompt = checked.ask(_first_prompt, values, processor, pictures, checked.samples)
     lora = checked.ask(lora_settings, values["model"]["lora"])
     freeze(model, family, values["model"]["train"])
     if settings is None:
@@ -198,6 +226,8 @@ def _first_prompt(
 def _user_error(error: BaseException) -> UserError | None:
     """The user's mistake along the chain of causes; None for a defect of the program."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
+    while cause is not None and not isinstance(cause, (UserError, RetrievalError)):
         cause = cause.__cause__
+    if isinstance(cause, RetrievalError):
+        return UserError(cause.problem, given=cause.given, allowed=cause.allowed, remedy=cause.remedy)
     return cause

@@ -24,8 +24,9 @@ from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
 from tga.cli.common import config_hash, hydra_command, plain, prepare, start_run, write_summary
 from tga.cli.data import read_samples, source_of
 from tga.cli.locks import exclusive
-from tga.cli.preflight import require_ready
+from tga.cli.preflight import require_ready, require_settings
 from tga.cli.train_config import (
+    BASE_FIELDS,
     DTYPES,
     build_objectives,
     check_located_layers,
@@ -48,12 +49,12 @@ from tga.training.callbacks import terminal
 from tga.training.checkpoint import read_checkpoint, restore_model
 from tga.training.distributed import SHARED_OUT, agreed, start_processes, stop_processes
 from tga.training.lora import LoraSettings
+from tga.training.resume import checkpoint_to_continue, refuse_other_run, run_description
 from tga.training.run import fit
 from tga.training.settings import FitResult
 from tga.vlm.families import Family, component, family_of, num_layers
 from tga.vlm.image_tokens import check_image_tokens
 
-BASE_FIELDS = tuple(field.name for field in dataclasses.fields(BaseModel))
 # Keys of an evaluation that say where its files are, not how they are asked.
 NOT_ASKED = ("root", "metrics", "anchors", "choose_root")
 
@@ -76,7 +77,6 @@ class Stopwatch:
 class Loaded:
     """What the config names, loaded and checked."""
 
-    base: BaseModel
     model: Any
     processor: Any
     family: Family
@@ -95,6 +95,7 @@ def main(config: DictConfig) -> Path | None:
     config.run_dir = agreed(str(config.run_dir))  # its default is a time, which each process has its own of
     console = terminal() if processes.first else Console(quiet=True)
     values = plain(config)
+    require_settings(values)
     with watch.stage("prepare"):
         prepare(config)
     with watch.stage("load"):
@@ -102,7 +103,12 @@ def main(config: DictConfig) -> Path | None:
         settings, values["alignment"] = train_settings(training), with_located_layers(values["alignment"])
         calibration = projector_calibration(values["model"]["calibration"])
         lora = lora_settings(values["model"]["lora"])
-        loaded = _load(values, data)
+        base = BaseModel(**{name: values["model"][name] for name in BASE_FIELDS})
+        described = _hyper_parameters(config, values, base, lora)
+        resume_from = checkpoint_to_continue(values["ckpt_path"], Path(values["run_dir"]))
+        if resume_from is not None:
+            refuse_other_run(resume_from, run_description(described, settings, len(data)))
+        loaded = _load(values, base, data)
     samples = loaded.samples
     if values["alignment"]["retrieved"] != "none":
         samples = with_neighbours(samples, _neighbours(values, samples, watch), used=values["data"]["neighbours_used"])
@@ -125,7 +131,7 @@ def main(config: DictConfig) -> Path | None:
             train=values["model"]["train"],
             centred=values["alignment"]["centred"],
             calibration=calibration,
-            hyper_parameters=_hyper_parameters(config, values, loaded.base, lora),
+            hyper_parameters=described,
             ckpt_path=values["ckpt_path"],
             console=console,
             lora=lora,
@@ -148,9 +154,8 @@ def main(config: DictConfig) -> Path | None:
     return run_dir
 
 
-def _load(values: Mapping[str, Any], samples: Sequence[Sample]) -> Loaded:
+def _load(values: Mapping[str, Any], base: BaseModel, samples: Sequence[Sample]) -> Loaded:
     """Load the model, read the questions, and check the config against them."""
-    base = BaseModel(**{name: values["model"][name] for name in BASE_FIELDS})
     dtype, attention = DTYPES[values["model"]["dtype"]], values["model"]["attn_implementation"]
     data, alignment = values["data"], values["alignment"]
     metrics = _metrics(values["evaluation"])
@@ -165,7 +170,7 @@ def _load(values: Mapping[str, Any], samples: Sequence[Sample]) -> Loaded:
     )
     check_located_layers(alignment, model, family)
     objectives = build_objectives(alignment, num_layers(model, family))
-    return Loaded(base, model, processor, family, objectives, metrics, samples, collator)
+    return Loaded(model, processor, family, objectives, metrics, samples, collator)
 
 
 def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Metric]:
@@ -205,15 +210,19 @@ def _restored(checkpoint: Path, model: Mapping[str, Any]) -> Any:
 def _hyper_parameters(
     config: DictConfig, values: Mapping[str, Any], base: BaseModel, lora: LoraSettings | None
 ) -> dict[str, Any]:
-    """What a checkpoint says of its run: plain values only."""
+    """What a checkpoint says of its run: plain values only, and all that decides its numbers."""
+    alignment, model, data = values["alignment"], values["model"], values["data"]
     return {
         "base_model": base.located(),
-        "method": values["alignment"]["name"],
-        "alignment": {key: value for key, value in values["alignment"].items() if key != "objectives"},
+        "method": alignment["name"],
+        "alignment": {key: value for key, value in alignment.items() if key != "objectives"},
+        "objectives": alignment["objectives"],
         "lora": None if lora is None else lora.plain(),
-        "training": values["training"],
-        "data": Path(source_of(values["data"]).name).name,
-        "template": values["data"]["template"],
+        "model": {key: model[key] for key in ("train", "dtype", "calibration")},
+        "data": Path(source_of(data).name).name,
+        "template": data["template"],
+        "max_length": data["max_length"],
+        "neighbours_used": data["neighbours_used"],
         "config_hash": config_hash(config),
     }
 
@@ -221,9 +230,11 @@ def _hyper_parameters(
 def _evaluate(loaded: Loaded, evaluation: Mapping[str, Any], run_dir: Path, device: torch.device) -> dict[str, float]:
     if not loaded.metrics:
         return {}
-    # One dtype throughout, as in the exported model: in training what trains was float32, under autocast.
-    frozen = component(loaded.model, loaded.family.embed_tokens)
-    loaded.model.to(device=device, dtype=next(frozen.parameters()).dtype).eval()
+    # One dtype throughout, as in the exported model: in training what trains was float32, under autocast. Parameters
+    # alone: the rotary frequencies are a buffer in float32, also of a model that is loaded in half precision.
+    dtype = next(component(loaded.model, loaded.family.embed_tokens).parameters()).dtype
+    for parameter in loaded.model.to(device).eval().parameters():
+        parameter.data = parameter.data.to(dtype)
     options = {key: value for key, value in evaluation.items() if key not in NOT_ASKED}
     name = run_dir.name
     with torch.inference_mode():

@@ -2,81 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers.utils import is_flash_attn_2_available
 
 from tga.alignment.layers import resolve_layers
 from tga.alignment.located import LOCATED, SET_FILE, check_same_model, read_located_layers
 from tga.alignment.objective import Objective
 from tga.cli.common import instantiate
-from tga.data.collate import RETRIEVED
 from tga.errors import UserError
-from tga.export.run import FORMATS
+from tga.training.base_model import BaseModel
 from tga.training.lora import LoraSettings
 from tga.training.settings import Calibration, TrainSettings
 from tga.vlm.families import Family
 from tga.vlm.language_model import identify_language_model
 
-TARGETS = ("online", "stored")
-ATTENTION = ["sdpa", "eager", "flash_attention_2"]
+BASE_FIELDS = tuple(field.name for field in dataclasses.fields(BaseModel))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def check_choices(values: Mapping[str, Any]) -> None:
-    """Refuse words that are no option, and a method without its data, before anything is loaded.
-
-    Raises:
-        UserError: the first such mistake.
-    """
-    options: list[tuple[str, Any, Sequence[Any]]] = [
-        ("model.dtype", values["model"]["dtype"], list(DTYPES)),
-        ("model.attn_implementation", values["model"]["attn_implementation"], ATTENTION),
-        ("alignment.retrieved", values["alignment"]["retrieved"], RETRIEVED),
-        ("alignment.targets", values["alignment"].get("targets", "online"), TARGETS),
-        ("export", values["export"], [*FORMATS, None]),
-    ]
-    for name, given, allowed in options:
-        if given not in allowed:
-            listed = ", ".join("null" if option is None else str(option) for option in allowed)
-            raise UserError(f"{name} has no such option", given=given, allowed=listed, remedy=f"{name}=...")
-    if values["model"]["attn_implementation"] == "flash_attention_2" and not is_flash_attn_2_available():
-        raise UserError(
-            "FlashAttention is not installed, or there is no GPU for it",
-            given="model.attn_implementation=flash_attention_2",
-            remedy="pip install flash-attn, or model.attn_implementation=sdpa, which has the same kernels in torch",
-        )
-    data, alignment = values["data"], values["alignment"]
-    if alignment.get("targets") == "stored":
-        _check_stored_targets(values)
-    if alignment.get("target", "caption") != "caption" and alignment["retrieved"] == "none":
-        given = f"alignment.target={alignment['target']}, alignment.retrieved=none"
-        remedy = "alignment.retrieved=loss, or alignment.target=caption"
-        raise UserError("The target is a retrieved text, and none is used", given=given, remedy=remedy)
-    if data["captions"] is not None and data["index_dir"] is None:
-        raise UserError("data.captions needs a place for its index", remedy="data.index_dir=DIRECTORY")
-    if values["alignment"]["retrieved"] != "none" and data["captions"] is None and data["neighbours"] is None:
-        remedy = "data.captions=PATH data.index_dir=DIRECTORY, or data.neighbours=PATH, or alignment.retrieved=none"
-        raise UserError(
-            "This method takes retrieved texts, and there is nowhere to take them from",
-            given=f"alignment={values['alignment']['name']}, retrieved={values['alignment']['retrieved']}",
-            remedy=remedy,
-        )
-
-
-def _check_stored_targets(values: Mapping[str, Any]) -> None:
-    """UserError where stored text targets have no place, or would not be those of the language model."""
-    if values["data"]["targets_dir"] is None:
-        raise UserError("Stored text targets need a place", remedy="data.targets_dir=DIRECTORY")
-    model = values["model"]
-    if "language_model" in model["train"] or model.get("lora") is not None:
-        raise UserError(
-            "Stored text targets hold for a frozen language model, and here it trains",
-            given=f"model.train={model['train']}, model.lora={model.get('lora')}",
-            remedy="alignment.targets=online",
-        )
 
 
 def train_settings(training: Mapping[str, Any]) -> TrainSettings:

@@ -57,7 +57,11 @@ def card_of(
             id tells another reader more than a directory of this machine.
     """
     base, config = source.base, source.model.config
-    settings = {key: value for key, value in source.hyper_parameters.items() if key not in ("base_model", "method")}
+    settings = {
+        key: value
+        for key, value in source.hyper_parameters.items()
+        if key not in ("base_model", "method", "objectives")
+    }
     return ModelCard(
         name=name,
         base_llm=llm_name or base.llm or config.text_config.name_or_path or f"the language model of {base.vlm}",

@@ -54,8 +54,8 @@ def caption_centre(
     return corpus_mean(pooled())
 
 
-def with_centre(objectives: Sequence[Any], centre: Tensor, layers: tuple[int, ...]) -> list[Objective]:
-    """The objectives, each that takes a centre with the rows of `centre` `[layers, width]` that belong to its layers.
+def check_centre(objectives: Sequence[Any]) -> list[bool]:
+    """Which of the objectives take a centre.
 
     Raises:
         UserError: none of them has a field `centre`.
@@ -65,9 +65,18 @@ def with_centre(objectives: Sequence[Any], centre: Tensor, layers: tuple[int, ..
         given = ", ".join(type(objective).__name__ for objective in objectives) or "no objective"
         allowed, remedy = "an objective with a centre, such as TGA", "alignment.centred=false"
         raise UserError("There is nothing to centre", given=given, allowed=allowed, remedy=remedy)
+    return able
+
+
+def with_centre(objectives: Sequence[Any], centre: Tensor, layers: tuple[int, ...]) -> list[Objective]:
+    """The objectives, each that takes a centre with the rows of `centre` `[layers, width]` that belong to its layers.
+
+    Raises:
+        UserError: none of them has a field `centre`.
+    """
     return [
         dataclasses.replace(objective, centre=centre[[layers.index(layer) for layer in objective.layers]])
         if centred
         else objective
-        for objective, centred in zip(objectives, able, strict=True)
+        for objective, centred in zip(objectives, check_centre(objectives), strict=True)
     ]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from tga.errors import UserError
 from tga.training.checkpoint import trainable_parameters
 from tga.training.kernels import use_liger
 from tga.training.lora import LoraSettings, add_lora
-from tga.training.settings import TrainSettings
+from tga.training.settings import TrainSettings, check_precision
 from tga.vlm.families import Family, component
 from tga.vlm.freezing import freeze
 
@@ -29,12 +28,8 @@ def prepare_model(
         UserError: settings that do not go with the model or with each other.
     """
     freeze(model, family, train)
-    if settings.precision == "32-true" and any(p.dtype != torch.float32 for p in model.parameters()):
-        raise UserError(
-            "A model in half precision cannot train in precision 32-true",
-            given=f"model.dtype={str(model.dtype).removeprefix('torch.')}",
-            remedy="training.precision=bf16-mixed, or model.dtype=float32",
-        )
+    for parameter in model.parameters():
+        check_precision(settings.precision, parameter.dtype)
     if settings.liger_kernel:
         use_liger(model, family)
     if settings.gradient_checkpointing:

@@ -12,6 +12,17 @@ from tga.errors import UserError
 from tga.training.distributed import SHARED_OUT
 
 PRECISIONS = ("32-true", "bf16-mixed")
+ACCELERATORS = ("auto", "cpu", "cuda")
+
+
+def check_precision(precision: str, dtype: torch.dtype) -> None:
+    """Raise UserError for parts of the model in a dtype that does not go with the precision of the training."""
+    if precision == "32-true" and dtype != torch.float32:
+        raise UserError(
+            "A model in half precision cannot train in precision 32-true",
+            given=f"model.dtype={str(dtype).removeprefix('torch.')}",
+            remedy="training.precision=bf16-mixed, or model.dtype=float32",
+        )
 
 
 @dataclass(frozen=True)

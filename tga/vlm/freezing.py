@@ -24,14 +24,7 @@ def freeze(model: nn.Module, family: Family, train: Collection[str]) -> None:
     Raises:
         UserError: an unknown part, or none at all.
     """
-    unknown = sorted(set(train) - set(PARTS))
-    if unknown or not train:
-        raise UserError(
-            "Unknown part to train" if unknown else "Nothing to train",
-            given=unknown or list(train),
-            allowed=", ".join(PARTS),
-            remedy="model.train=[projector] for stage 1, model.train=[projector,language_model] for stage 2",
-        )
+    check_parts(train)
     model.eval()
     model.requires_grad_(False)
     for part in PARTS:
@@ -41,6 +34,18 @@ def freeze(model: nn.Module, family: Family, train: Collection[str]) -> None:
                 module.train()
     if "projector" not in train:
         component(model, family.projector).requires_grad_(False).eval()
+
+
+def check_parts(train: Collection[str]) -> None:
+    """Raise UserError for an unknown part, or none at all."""
+    unknown = sorted(set(train) - set(PARTS))
+    if unknown or not train:
+        raise UserError(
+            "Unknown part to train" if unknown else "Nothing to train",
+            given=unknown or list(train),
+            allowed=", ".join(PARTS),
+            remedy="model.train=[projector] for stage 1, model.train=[projector,language_model] for stage 2",
+        )
 
 
 def parameter_table(model: nn.Module, family: Family) -> list[tuple[str, int, int]]:
