@@ -1,8 +1,11 @@
 """Encoders: what turns captions (and pictures) into the unit vectors that the index compares.
 
 An encoder is one small file with a class of the protocol below; `ENCODERS` lists them. Which encoder an index was made
-with is told by its *identity* (kind and name, or a hash of the files when it is local) and by a *golden embedding*: the
-vector of one fixed sentence, which also betrays a different checkpoint behind the same name.
+with is told by its *identity* (kind and name, or a hash of the files when it is local), its revision and preprocessing,
+and by *golden embeddings*: the vectors of one fixed sentence and one fixed picture, which also betray a different
+checkpoint, tokenizer or image processor behind the same name.
+
+Torch is imported where a model is loaded and nowhere before: building and asking an index need none of its memory.
 """
 
 from __future__ import annotations
@@ -11,32 +14,49 @@ import hashlib
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
-import torch
+from PIL import Image
 
-from retrieval_index.captions import hash_files
+from retrieval_index.batching import Picture
 from retrieval_index.errors import RetrievalError
+from retrieval_index.files import hash_files
+from retrieval_index.manifest import EncoderRecord
+
+if TYPE_CHECKING:
+    import torch
 
 GOLDEN_SENTENCE = "A brown dog sleeps beside a red bicycle in front of a small shop."
 # Half precision and other hardware move a unit vector by less than this; another checkpoint moves it by far more.
 GOLDEN_COSINE = 0.999
+GOLDEN_PICTURE_COSINE = 0.99  # resizing differs by more than arithmetic: 0.9995 between two versions of one processor
 LOCAL_DIR = "local-dir:"
 # kind -> module and class; imported only when used, each brings a large library.
 ENCODERS = {
     "open_clip": ("retrieval_index.open_clip_encoder", "OpenClipEncoder"),
     "sentence_transformers": ("retrieval_index.sentence_encoder", "SentenceEncoder"),
+    "transformers": ("retrieval_index.transformers_encoder", "TransformersEncoder"),
 }
 
 
 class Encoder(Protocol):
-    """Texts, and for some encoders pictures, as L2-normalised float32 vectors `[rows, width]`."""
+    """Texts, and for some encoders pictures, as L2-normalised float32 vectors `[rows, width]`.
+
+    Attributes:
+        width: numbers per vector.
+        encodes_images: whether there is an image tower.
+        revision: of the weights where the hub tells one.
+        preprocessing: what happens to texts and pictures before the model, as plain values for the manifest.
+        truncated: texts so far that had more tokens than the model reads.
+    """
 
     width: int
     encodes_images: bool
+    revision: str | None
+    preprocessing: dict[str, Any]
+    truncated: int
 
     def encode_texts(
         self, texts: Sequence[str], *, batch_size: int, report: Callable[[int], None] | None = None
@@ -45,9 +65,9 @@ class Encoder(Protocol):
         ...
 
     def encode_images(
-        self, paths: Sequence[Path | BytesIO], *, batch_size: int, report: Callable[[int], None] | None = None
+        self, pictures: Sequence[Picture], *, batch_size: int, report: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """Vectors `[paths, width]` of files or their bytes; a RetrievalError where the encoder has no image tower."""
+        """Vectors `[pictures, width]`; a RetrievalError where the encoder has no image tower."""
         ...
 
 
@@ -68,7 +88,7 @@ class EncoderSpec:
         if not self.name:
             raise RetrievalError(
                 "No encoder was named",
-                allowed="an open_clip model with its tag, local-dir:PATH, or a sentence-transformers model",
+                allowed="an open_clip model with its tag, local-dir:PATH, or a model of the hub",
                 remedy="encoder.name=ViT-B-32 encoder.pretrained=laion2b_s34b_b79k",
             )
         if self.name.startswith(LOCAL_DIR) and not Path(self.name.removeprefix(LOCAL_DIR)).is_dir():
@@ -115,6 +135,8 @@ def choose_device(device: str) -> str:
     Raises:
         RetrievalError: a device that this machine does not have.
     """
+    import torch
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -129,13 +151,46 @@ def choose_device(device: str) -> str:
     return device
 
 
+def describe_encoder(encoder: Encoder, spec: EncoderSpec) -> EncoderRecord:
+    """What a manifest tells of an encoder."""
+    golden = golden_picture_embedding(encoder)
+    return EncoderRecord(
+        identity=spec.identity(),
+        kind=spec.kind,
+        name=spec.name,
+        pretrained=spec.pretrained,
+        revision=encoder.revision,
+        preprocessing=encoder.preprocessing,
+        width=encoder.width,
+        golden_sentence=tuple(golden_embedding(encoder).tolist()),
+        golden_picture=None if golden is None else tuple(golden.tolist()),
+    )
+
+
 def golden_embedding(encoder: Encoder) -> np.ndarray:
     """The encoder's vector of the fixed sentence, `[width]` float32."""
     return encoder.encode_texts([GOLDEN_SENTENCE], batch_size=1)[0]
 
 
+def golden_picture_embedding(encoder: Encoder) -> np.ndarray | None:
+    """The encoder's vector of the fixed picture, `[width]` float32; None where it reads text only."""
+    if not encoder.encodes_images:
+        return None
+    return encoder.encode_images([golden_picture], batch_size=1)[0]
+
+
+def golden_picture() -> Image.Image:
+    """A fixed picture of 320 x 240: gradients, stripes and a disc, so that cropping and resizing leave their mark."""
+    y, x = np.mgrid[0:240, 0:320]
+    disc = ((x - 200) ** 2 + (y - 90) ** 2 < 50**2) * 160
+    channels = [x * 255 // 319, (y // 6 % 2) * 200 + disc // 4, 255 - y * 255 // 239]
+    return Image.fromarray(np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8))
+
+
 def unit_rows(vectors: torch.Tensor) -> np.ndarray:
     """Rows scaled to length one, as float32 NumPy `[rows, width]`."""
+    import torch
+
     return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
 
 

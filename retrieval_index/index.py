@@ -9,42 +9,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from retrieval_index.build import Progress, build_index
-from retrieval_index.captions import read_corpus
-from retrieval_index.encoders import GOLDEN_COSINE, Encoder, EncoderSpec, golden_embedding, load_encoder
+from retrieval_index.build import build_index
+from retrieval_index.checks import check_k, check_width
+from retrieval_index.encode import EncoderSource
+from retrieval_index.encoders import Encoder, EncoderSpec, load_encoder
 from retrieval_index.errors import RetrievalError
-from retrieval_index.exact import check_k, check_width, exact_top_k
-from retrieval_index.faiss_flat import open_flat
-from retrieval_index.store import FLAT_INDEX, CaptionStore, Manifest, open_shards, read_manifest
+from retrieval_index.faiss_env import has_faiss
+from retrieval_index.faiss_open import faiss_gpus, open_faiss, place_on_gpus
+from retrieval_index.manifest import REBUILD, Manifest, read_manifest
+from retrieval_index.readers import find_files
+from retrieval_index.recall import Queries
+from retrieval_index.same_encoder import check_encoder, check_spec
+from retrieval_index.searcher import Searcher
+from retrieval_index.settings import IndexSettings
+from retrieval_index.stages import Job
+from retrieval_index.store import CaptionStore, open_shards
+
+if TYPE_CHECKING:
+    from retrieval_index.exact import ExactSearch
 
 
 class CaptionIndex:
     """An index that is complete on disk; everything large is memory-mapped, so many processes may open it.
 
+    What is opened stays readable: an index that grows meanwhile does not change under its readers.
+
     Args:
         path: the index directory.
+        device: where FAISS searches: "cpu", "cuda" for all its GPUs, or "auto" for GPUs where it has some.
+        spread: of several GPUs: "replicate" (each holds all rows) or "shard" (each holds some).
 
     Raises:
         RetrievalError: no complete index there, or files that are not what the manifest says.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, device: str = "auto", spread: str = "replicate") -> None:
         self.path = Path(path)
         self.manifest: Manifest = read_manifest(self.path)
         self._shards = open_shards(self.path, self.manifest)
-        self._store = CaptionStore(self.path)
-        self._flat: Any = None
-        if len(self._store) != self.manifest.rows:
-            raise RetrievalError(
-                "The caption store is not what the manifest says",
-                given=f"{self.path}: {len(self._store)} captions",
-                allowed=f"{self.manifest.rows}",
-                remedy="build the index again",
-            )
+        self._store = CaptionStore(self.path, self.manifest)
+        self._file = _open_index_file(self.path, self.manifest)
+        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
+        self._device, self._spread = device, spread
+        self._exact: dict[str, ExactSearch] = {}
+        self._searcher: Searcher | None = None
 
     @classmethod
     def build(
@@ -55,40 +67,37 @@ class CaptionIndex:
         *,
         encoder: Encoder | None = None,
         device: str = "auto",
-        shard_rows: int = 100_000,
-        batch_size: int = 256,
-        dtype: str = "float32",
-        progress: Progress | None = None,
+        queries: Callable[[], Queries] | None = None,
+        **settings: Any,
     ) -> CaptionIndex:
-        """Read caption files, build their index at `out` and open it; arguments as in `build_index`.
+        """Read caption files, build their index at `out` and open it; `settings` are those of `IndexSettings`.
 
-        The encoder is loaded on `device` unless a loaded one is given.
+        The encoder is loaded on `device` unless a loaded one is given. `queries` as in `Job`.
         """
-        paths = [captions] if isinstance(captions, (str, Path)) else captions
-        corpus = read_corpus(paths)
+        files = find_files([captions] if isinstance(captions, (str, Path)) else captions)
         loaded = encoder if encoder is not None else load_encoder(spec, device=device)
-        build_index(
-            corpus,
-            Path(out),
-            loaded,
-            spec,
-            shard_rows=shard_rows,
-            batch_size=batch_size,
-            dtype=dtype,
-            progress=progress,
-        )
+        job = Job(loaded, EncoderSource(spec, device), IndexSettings(**settings), queries)
+        build_index(files, Path(out), job)
         return cls(out)
 
     @classmethod
-    def open(cls, path: str | Path, *, encoder: Encoder | None = None, spec: EncoderSpec | None = None) -> CaptionIndex:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        encoder: Encoder | None = None,
+        spec: EncoderSpec | None = None,
+        device: str = "auto",
+        spread: str = "replicate",
+    ) -> CaptionIndex:
         """Open an index, and refuse it if it was made with another encoder than `spec` names or `encoder` is.
 
         Raises:
             RetrievalError: as the class, and for another name, width or golden embedding of the encoder.
         """
-        index = cls(path)
+        index = cls(path, device=device, spread=spread)
         if spec is not None:
-            index.check_spec(spec)
+            check_spec(index.manifest.encoder, spec, index.path)
         if encoder is not None:
             index.check_encoder(encoder)
         return index
@@ -99,52 +108,43 @@ class CaptionIndex:
     @property
     def spec(self) -> EncoderSpec:
         """The encoder as it was asked for when the index was built."""
-        return EncoderSpec(self.manifest.encoder_kind, self.manifest.encoder_name, self.manifest.encoder_pretrained)
-
-    def check_spec(self, spec: EncoderSpec) -> None:
-        """Raise RetrievalError unless `spec` names the encoder of this index."""
-        spec.check()
-        if spec.identity() != self.manifest.encoder:
-            raise self._other_encoder(
-                f"{spec.identity()} ({spec.name})", f"{self.manifest.encoder} ({self.manifest.encoder_name})"
-            )
+        record = self.manifest.encoder
+        return EncoderSpec(record.kind, record.name, record.pretrained)
 
     def check_encoder(self, encoder: Encoder) -> None:
-        """Raise RetrievalError unless the loaded encoder has this index' width and golden embedding."""
-        if encoder.width != self.manifest.width:
-            raise self._other_encoder(f"width {encoder.width}", f"width {self.manifest.width}")
-        cosine = float(np.dot(golden_embedding(encoder), np.asarray(self.manifest.golden_embedding)))
-        if not cosine >= GOLDEN_COSINE:
-            raise self._other_encoder(
-                f"an encoder whose vector of the golden sentence has cosine {cosine:.4f} to the recorded one",
-                f"cosine >= {GOLDEN_COSINE}",
-            )
+        """Raise RetrievalError unless the loaded encoder has this index' width and golden embeddings."""
+        check_encoder(self.manifest.encoder, encoder, self.path)
 
     def search(self, embeddings: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The `k` nearest captions by inner product, with FAISS.
+        """The `k` nearest captions by inner product: with FAISS, or exactly with torch where there is no FAISS.
 
         Args:
             embeddings: queries `[queries, width]` float32, L2-normalised.
             k: neighbours per query.
 
         Returns:
-            Scores `[queries, k]` float32, descending, and rows `[queries, k]` int64.
+            Scores `[queries, k]` float32, descending, and rows `[queries, k]` int64, the ids that `captions` takes.
 
         Raises:
-            RetrievalError: `k` outside of 1..captions, or queries of another width.
+            RetrievalError: `k` outside of 1..captions (1..2048 on a GPU), or queries of another width.
         """
         check_k(k, self.manifest.rows)
         check_width(embeddings, self.manifest.width)
-        if self._flat is None:
-            self._flat = open_flat(self.path / FLAT_INDEX, self.manifest.rows, self.manifest.width)
-        scores, rows = self._flat.search(np.ascontiguousarray(embeddings, dtype=np.float32), k)
-        return scores, rows
+        if self._searcher is None:
+            if not has_faiss():
+                return self.search_exact(embeddings, k, device="cpu" if self._device == "auto" else self._device)
+            self._searcher = self._open_searcher()
+        return self._searcher.search(embeddings, k)
 
     def search_exact(
         self, embeddings: np.ndarray, k: int, *, device: str = "cpu", report: Callable[[int], None] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The same neighbours by blocks with torch and without FAISS, on any device; see `exact_top_k`."""
-        return exact_top_k(embeddings, self._shards, k, device=device, report=report)
+        """The exact neighbours by blocks with torch and without FAISS, on any device; see `ExactSearch.search`."""
+        if device not in self._exact:
+            from retrieval_index.exact import ExactSearch  # brings torch
+
+            self._exact[device] = ExactSearch(self._shards, device=device)
+        return self._exact[device].search(embeddings, k, report)
 
     def captions(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """Captions of rows `[rows]`, in their order."""
@@ -154,15 +154,44 @@ class CaptionIndex:
         """Ids of rows `[rows]`: of the first record that held the caption."""
         return self._store.ids(rows)
 
+    def embeddings(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The stored embeddings `[rows, width]` float32 of rows, in their order."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        result = np.empty((len(wanted), self.manifest.width), dtype=np.float32)
+        for number in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == number)
+            result[places] = self._shards[number][wanted[places] - self._starts[number]]
+        return result
+
     @property
     def store(self) -> CaptionStore:
-        """All captions with all their ids."""
+        """All captions with all their ids and counts."""
         return self._store
 
-    def _other_encoder(self, given: str, allowed: str) -> RetrievalError:
-        return RetrievalError(
-            f"The index {self.path} was made with another encoder",
-            given=given,
-            allowed=allowed,
-            remedy="encoder.name= and encoder.pretrained= of the index, or build another one with out=DIR",
+    def _open_searcher(self) -> Searcher:
+        record = self.manifest.index
+        index = open_faiss(self._file, self.path / record.file, self.manifest.rows, self.manifest.width)
+        wanted = self._device != "cpu" and not (self._device == "auto" and record.plan["kind"] == "hnsw")
+        gpu = wanted and (self._device != "auto" or faiss_gpus() > 0)
+        placed = place_on_gpus(index, self._spread) if gpu else index
+        return Searcher(placed, record.search, self.embeddings, gpu=gpu)
+
+
+def _open_index_file(directory: Path, manifest: Manifest) -> BinaryIO:
+    """The FAISS file, opened so that it can be mapped later even if a growth has removed its name by then."""
+    path = directory / manifest.index.file
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise RetrievalError("The FAISS index cannot be read", given=f"{path}: {error}", remedy=REBUILD) from error
+    size = path.stat().st_size
+    if size != manifest.index.bytes:
+        file.close()
+        raise RetrievalError(
+            "The FAISS index is not what the manifest says",
+            given=f"{path}: {size} bytes",
+            allowed=f"{manifest.index.bytes} bytes",
+            remedy=REBUILD,
         )
+    return file

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +17,11 @@ import open_clip
 import torch
 from open_clip.model import CLIP, CustomTextCLIP, get_input_dtype
 from open_clip.transformer import TextTransformer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from retrieval_index.batching import Picture, encode_blocks, encode_pictures
 from retrieval_index.encoders import GOLDEN_SENTENCE, unit_rows
 from retrieval_index.errors import RetrievalError
-
-TOKENIZE_BLOCK = 4096
 
 
 class OpenClipEncoder:
@@ -36,7 +32,6 @@ class OpenClipEncoder:
         pretrained: tag or weight file of a built-in model; the other two forms bring their own weights.
         device: torch device.
         precision: fp32, fp16 or bf16.
-        image_workers: threads that decode and resize pictures.
 
     Raises:
         RetrievalError: a model that does not exist, has no weights, or does not fit its tokenizer.
@@ -44,75 +39,77 @@ class OpenClipEncoder:
 
     encodes_images = True
 
-    def __init__(
-        self, name: str, pretrained: str | None, *, device: str = "cpu", precision: str = "fp32", image_workers: int = 2
-    ) -> None:
+    def __init__(self, name: str, pretrained: str | None, *, device: str = "cpu", precision: str = "fp32") -> None:
         self._model, self._preprocess, self._tokenizer = _load(name, pretrained, device, precision)
         self._text = _TextTower(self._model)
         self._encode_image = self._model.encode_image
         self._device = torch.device(device)
         self._image_dtype = get_input_dtype(precision) or torch.float32
-        self._image_workers = image_workers
         self.trims = self._text.trims
+        self.truncated = 0
+        self.revision: str | None = None
+        self.preprocessing = {
+            "tokenizer": type(self._tokenizer).__name__,
+            "context": self._text.context,
+            "trims": self.trims,
+            "picture": " ".join(str(self._preprocess).split()),
+        }
         self._check_vocabulary(name)
-        self.width = int(self.encode_texts([GOLDEN_SENTENCE], batch_size=1).shape[1])
+        with torch.inference_mode():
+            self.width = int(self._text.encode(self._tokenize([GOLDEN_SENTENCE]).to(self._device).long()).shape[1])
 
     def encode_texts(
         self, texts: Sequence[str], *, batch_size: int, report: Callable[[int], None] | None = None
     ) -> np.ndarray:
         """Vectors of captions, `[texts, width]` float32, in the order given."""
-        tokens = self._tokenize(texts)
-        lengths = self._text.lengths(tokens)
-        order = np.argsort(lengths, kind="stable") if self.trims else np.arange(len(texts))
-        result: np.ndarray | None = None
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+
+        def tokenize(block: list[str]) -> tuple[torch.Tensor, np.ndarray]:
+            tokens = self._tokenize(block)
+            self.truncated += self._count_truncated(block, tokens)
+            return tokens, self._text.lengths(tokens)
+
+        def encode(prepared: tuple[torch.Tensor, np.ndarray], rows: np.ndarray) -> np.ndarray:
+            tokens, lengths = prepared
             batch = tokens[torch.from_numpy(rows)][:, : int(lengths[rows].max())]
             with torch.inference_mode():
-                vectors = unit_rows(self._text.encode(batch.to(self._device).long()))
-            if result is None:
-                result = np.empty((len(texts), vectors.shape[1]), dtype=np.float32)
-            result[rows] = vectors
-            if report is not None:
-                report(min(start + batch_size, len(order)))
-        return np.empty((0, self.width), dtype=np.float32) if result is None else result
+                return unit_rows(self._text.encode(batch.to(self._device, non_blocking=True).long()))
+
+        def lengths(prepared: tuple[torch.Tensor, np.ndarray]) -> np.ndarray | None:
+            return prepared[1] if self.trims else None
+
+        return encode_blocks(texts, batch_size, self.width, tokenize, lengths, encode, report)
 
     def encode_images(
-        self, paths: Sequence[Path | BytesIO], *, batch_size: int, report: Callable[[int], None] | None = None
+        self, pictures: Sequence[Picture], *, batch_size: int, report: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """Vectors of pictures, `[paths, width]` float32, with the model's own preprocessing.
+        """Vectors of pictures, `[pictures, width]` float32, with the model's own preprocessing.
 
         Raises:
             RetrievalError: a picture that is missing or cannot be decoded.
         """
-        result = np.empty((len(paths), self.width), dtype=np.float32)
-        with ThreadPoolExecutor(self._image_workers) as pool:
-            for start in range(0, len(paths), batch_size):
-                pixels = torch.stack(list(pool.map(self._pixels, paths[start : start + batch_size])))
-                with torch.inference_mode():
-                    features = self._encode_image(pixels.to(self._device, self._image_dtype))
-                result[start : start + len(pixels)] = unit_rows(features)
-                if report is not None:
-                    report(start + len(pixels))
-        return result
 
-    def _pixels(self, path: Path | BytesIO) -> torch.Tensor:
-        try:
-            with Image.open(path) as picture:
-                return self._preprocess(picture.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            reason = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be decoded"
-            raise RetrievalError(
-                f"A picture {reason}", given=path, remedy="replace the file or drop its record"
-            ) from error
+        def encode(pixels: list[torch.Tensor]) -> np.ndarray:
+            with torch.inference_mode():
+                return unit_rows(self._encode_image(torch.stack(pixels).to(self._device, self._image_dtype)))
 
-    def _tokenize(self, texts: Sequence[str]) -> torch.Tensor:
-        """Token ids `[texts, context]`, int32 to halve what a large shard holds."""
-        blocks = [
-            self._tokenizer(list(texts[start : start + TOKENIZE_BLOCK])).to(torch.int32)
-            for start in range(0, len(texts), TOKENIZE_BLOCK)
-        ]
-        return torch.cat(blocks) if blocks else torch.empty((0, self._text.context), dtype=torch.int32)
+        return encode_pictures(pictures, batch_size, self.width, self._preprocess, encode, report)
+
+    def _tokenize(self, texts: list[str]) -> torch.Tensor:
+        """Token ids `[texts, context]`, int32 to halve what a block holds."""
+        return self._tokenizer(texts).to(torch.int32)
+
+    def _count_truncated(self, texts: list[str], tokens: torch.Tensor) -> int:
+        """Texts with more tokens than the context; only those that fill it are tokenized again."""
+        padding = getattr(getattr(self._tokenizer, "tokenizer", None), "pad_token_id", None) or 0
+        full = torch.nonzero(tokens[:, -2] != padding).flatten().tolist()
+        return sum(self._untruncated_length(texts[row]) > self._text.context for row in full)
+
+    def _untruncated_length(self, text: str) -> int:
+        inner = getattr(self._tokenizer, "tokenizer", None)
+        if inner is not None:
+            clean = getattr(self._tokenizer, "clean_fn", str)
+            return len(inner(clean(text), truncation=False, verbose=False)["input_ids"])
+        return len(self._tokenizer.encode(text)) + 2  # start and end
 
     def _check_vocabulary(self, name: str) -> None:
         largest = int(self._tokenize([GOLDEN_SENTENCE]).max())
@@ -190,7 +187,7 @@ def _quiet() -> Iterator[None]:
 
 def _load(
     name: str, pretrained: str | None, device: str, precision: str
-) -> tuple[Any, Callable[[Image.Image], torch.Tensor], Callable[[list[str]], torch.Tensor]]:
+) -> tuple[Any, Callable[[Image.Image], torch.Tensor], Any]:
     schema, _ = open_clip.factory.parse_model_name(name)
     tag = pretrained if schema is None else None
     try:

@@ -1,22 +1,21 @@
 """Sentence embeddings through sentence-transformers: captions only.
 
-The neighbours of a picture are then those of its own caption.
+The neighbours of a picture are then those of its own caption. The library sorts by characters and pads each batch to
+its longest text; here captions are sorted by tokens, which pads less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from retrieval_index.encoders import LOCAL_DIR, golden_embedding
+from retrieval_index.batching import Picture, encode_blocks
+from retrieval_index.encoders import GOLDEN_SENTENCE, LOCAL_DIR, unit_rows
 from retrieval_index.errors import RetrievalError
 
-BLOCK = 16_384
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -50,29 +49,35 @@ class SentenceEncoder:
                 given=name,
                 remedy="encoder.name=MODEL or encoder.name=local-dir:PATH",
             ) from error
-        self.width = len(golden_embedding(self))
+        self.truncated = 0
+        inner = getattr(self._model, "transformers_model", None)
+        self.revision: str | None = getattr(getattr(inner, "config", None), "_commit_hash", None)
+        self.preprocessing = {
+            "tokenizer": type(self._model.tokenizer).__name__,
+            "context": self._model.max_seq_length,
+            "prompt": self._model.prompts.get(self._model.default_prompt_name or "", ""),
+        }
+        self.width = self._encode([GOLDEN_SENTENCE]).shape[1]
 
     def encode_texts(
         self, texts: Sequence[str], *, batch_size: int, report: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """Vectors of captions, `[texts, width]` float32; the library sorts each block by length itself."""
-        blocks = []
-        for start in range(0, len(texts), BLOCK):
-            block = list(texts[start : start + BLOCK])
-            vectors = self._model.encode(
-                block,
-                batch_size=batch_size,
-                convert_to_tensor=True,
-                normalize_embeddings=False,
-                show_progress_bar=False,
-            )
-            blocks.append(torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy())
-            if report is not None:
-                report(start + len(block))
-        return np.concatenate(blocks) if blocks else np.empty((0, self.width), dtype=np.float32)
+        """Vectors of captions, `[texts, width]` float32, in the order given."""
+
+        def prepare(block: list[str]) -> tuple[list[str], np.ndarray]:
+            ids = self._model.tokenizer(block, padding=False, truncation=False, verbose=False)["input_ids"]
+            lengths = np.array([len(tokens) for tokens in ids], dtype=np.int64)
+            if self._model.max_seq_length is not None:
+                self.truncated += int((lengths > self._model.max_seq_length).sum())
+            return block, lengths
+
+        def encode(prepared: tuple[list[str], np.ndarray], rows: np.ndarray) -> np.ndarray:
+            return self._encode([prepared[0][row] for row in rows.tolist()])
+
+        return encode_blocks(texts, batch_size, self.width, prepare, lambda prepared: prepared[1], encode, report)
 
     def encode_images(
-        self, paths: Sequence[Path | BytesIO], *, batch_size: int, report: Callable[[int], None] | None = None
+        self, pictures: Sequence[Picture], *, batch_size: int, report: Callable[[int], None] | None = None
     ) -> np.ndarray:
         """Refused: there is no image tower."""
         raise RetrievalError(
@@ -80,3 +85,14 @@ class SentenceEncoder:
             given="pictures for a sentence-transformers model",
             remedy="encoder.kind=open_clip with a model that has an image tower",
         )
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        """One batch, by the library: its prompt, pooling and further modules are part of the model."""
+        vectors = self._model.encode(
+            texts,
+            batch_size=len(texts),
+            convert_to_tensor=True,
+            normalize_embeddings=False,
+            show_progress_bar=False,
+        )
+        return unit_rows(vectors)

@@ -1,209 +1,186 @@
-"""What lies in an index directory: numbered shards of embeddings, the caption store, and the manifest.
+"""What lies in an index directory, and the shards and captions as they are read: memory-mapped.
 
-    manifest.json         written last; says what everything else must be
-    captions.arrow        one row per caption: id, caption, other_ids (memory-mapped when read)
-    shards/00000.npy      embeddings [rows, width], L2-normalised
-    index/flat.faiss      FAISS inner-product index over all shards
+    manifest.json             written last; says what everything else must be
+    shards/00000.npy          embeddings [rows, width], L2-normalised
+    shards/00000.arrow        the same rows: id, caption, key, count
+    duplicates/00000.arrow    row and id of every record whose caption was there already; one file per source
+    index/00000.faiss         FAISS inner-product index over all shards, numbered by generation
 
-Files are written under a temporary name, flushed and renamed: a name that exists is complete.
+Files never change once they are there: growing adds files and replaces the manifest.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import errno
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from retrieval_index.captions import Corpus
+from retrieval_index.captions import KEY_BYTES
 from retrieval_index.errors import RetrievalError
+from retrieval_index.files import replacing
+from retrieval_index.manifest import REBUILD, Manifest
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-CAPTIONS = "captions.arrow"
-FLAT_INDEX = "index/flat.faiss"
-CAPTION_ROWS_PER_BATCH = 65_536
-CAPTION_SCHEMA = pa.schema([("id", pa.string()), ("caption", pa.string()), ("other_ids", pa.list_(pa.string()))])
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an index is made of; every field is written to manifest.json.
-
-    Args:
-        corpus_sha256: hash over the caption files' bytes.
-        read, duplicates, without_caption, rows: records read, and what became of them; `rows` are indexed.
-        encoder: identity of the encoder (see EncoderSpec.identity).
-        encoder_kind, encoder_name, encoder_pretrained: how it was asked for.
-        golden_embedding: the encoder's vector of its fixed sentence.
-        width, dtype: of the embeddings on disk.
-        shard_rows: rows per shard (the last one may hold fewer).
-        sha256: path within the directory -> SHA-256 of the file.
-    """
-
-    corpus_sha256: str
-    read: int
-    duplicates: int
-    without_caption: int
-    rows: int
-    encoder: str
-    encoder_kind: str
-    encoder_name: str
-    encoder_pretrained: str | None
-    golden_embedding: tuple[float, ...]
-    width: int
-    dtype: str
-    shard_rows: int
-    sha256: dict[str, str]
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def shards(self) -> int:
-        """Number of shards."""
-        return -(-self.rows // self.shard_rows)
+ROW_SCHEMA = pa.schema(
+    [("id", pa.string()), ("caption", pa.string()), ("key", pa.binary(KEY_BYTES)), ("count", pa.int32())]
+)
+DUPLICATE_SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string())])
+Value = TypeVar("Value", str, bytes)
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling that takes the name `path` when the block ends well, else it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write manifest.json, the mark of a complete index."""
-    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(directory / MANIFEST) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """Read manifest.json.
-
-    Raises:
-        RetrievalError: no complete index there, or one of another format.
-    """
-    path = directory / MANIFEST
-    remedy = "build it: tga-build-index captions=PATH out=DIR encoder.name=NAME"
-    if not path.is_file():
-        raise RetrievalError(f"There is no complete caption index (no {MANIFEST})", given=directory, remedy=remedy)
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        version = fields.get("format_version") if isinstance(fields, dict) else None
-        if version == FORMAT_VERSION:
-            return Manifest(**{**fields, "golden_embedding": tuple(fields["golden_embedding"])})
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise RetrievalError("The index manifest is damaged", given=f"{path}: {error}", remedy=remedy) from error
-    raise RetrievalError("The index has another format", given=version, allowed=FORMAT_VERSION, remedy=remedy)
-
-
-def shard_path(directory: Path, number: int) -> Path:
-    """Where shard `number` lies."""
+def embeddings_path(directory: Path, number: int) -> Path:
+    """Where the embeddings of shard `number` lie."""
     return directory / "shards" / f"{number:05d}.npy"
 
 
-def write_shard(directory: Path, number: int, embeddings: np.ndarray) -> None:
-    """Write one shard of embeddings `[rows, width]`."""
-    with replacing(shard_path(directory, number)) as temporary, open(temporary, "wb") as stream:
+def rows_path(directory: Path, number: int) -> Path:
+    """Where the captions of shard `number` lie."""
+    return directory / "shards" / f"{number:05d}.arrow"
+
+
+def duplicates_path(directory: Path, generation: int) -> Path:
+    """Where the duplicates of source `generation` lie."""
+    return directory / "duplicates" / f"{generation:05d}.arrow"
+
+
+def index_path(directory: Path, generation: int) -> Path:
+    """Where the FAISS index of a generation lies."""
+    return directory / "index" / f"{generation:05d}.faiss"
+
+
+def write_embeddings(directory: Path, number: int, embeddings: np.ndarray) -> None:
+    """Write the embeddings `[rows, width]` of one shard."""
+    with replacing(embeddings_path(directory, number)) as temporary, open(temporary, "wb") as stream:
         np.save(stream, embeddings, allow_pickle=False)
 
 
-def open_shards(directory: Path, manifest: Manifest) -> list[np.ndarray]:
-    """All shards, memory-mapped, each `[rows, width]`.
+def open_embeddings(path: Path, rows: int, width: int, dtype: str) -> np.ndarray:
+    """One shard's embeddings `[rows, width]`, memory-mapped.
 
     Raises:
-        RetrievalError: a shard that is missing, damaged, or of another shape than the manifest says.
+        RetrievalError: a file that is missing, cut, or of another shape than the manifest says.
     """
-    shards = []
-    for number in range(manifest.shards):
-        path = shard_path(directory, number)
-        rows = min(manifest.shard_rows, manifest.rows - number * manifest.shard_rows)
-        try:
-            shard = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise RetrievalError(
-                "A shard cannot be read", given=f"{path}: {error}", remedy="build the index again"
-            ) from error
-        if shard.shape != (rows, manifest.width) or shard.dtype != np.dtype(manifest.dtype):
-            raise RetrievalError(
-                "A shard is not what the manifest says",
-                given=f"{path}: {shard.dtype}{list(shard.shape)}",
-                allowed=f"{manifest.dtype}{[rows, manifest.width]}",
-                remedy="build the index again",
-            )
-        shards.append(shard)
-    return shards
+    try:
+        shard: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise unreadable("A shard cannot be read", path, error) from error
+    if shard.shape != (rows, width) or shard.dtype != np.dtype(dtype):
+        raise RetrievalError(
+            "A shard is not what the manifest says",
+            given=f"{path}: {shard.dtype}{list(shard.shape)}",
+            allowed=f"{dtype}{[rows, width]}",
+            remedy=REBUILD,
+        )
+    return shard
 
 
-def write_captions(directory: Path, corpus: Corpus) -> None:
-    """Write the caption store."""
-    with replacing(directory / CAPTIONS) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        with pa.ipc.new_file(sink, CAPTION_SCHEMA) as writer:
-            for start in range(0, len(corpus.texts), CAPTION_ROWS_PER_BATCH):
-                rows = slice(start, start + CAPTION_ROWS_PER_BATCH)
-                ids = corpus.ids[rows]
-                columns = [
-                    [copies[0] for copies in ids],
-                    list(corpus.texts[rows]),
-                    [list(copies[1:]) for copies in ids],
-                ]
-                arrays = [pa.array(column, field.type) for column, field in zip(columns, CAPTION_SCHEMA, strict=True)]
-                writer.write_batch(pa.record_batch(arrays, schema=CAPTION_SCHEMA))
+def open_shards(directory: Path, manifest: Manifest) -> list[np.ndarray]:
+    """All embeddings, memory-mapped, one array per shard; errors as `open_embeddings`."""
+    return [
+        open_embeddings(embeddings_path(directory, number), shard.rows, manifest.width, manifest.dtype)
+        for number, shard in enumerate(manifest.shards)
+    ]
+
+
+def unreadable(problem: str, path: Path, error: BaseException) -> RetrievalError:
+    """The error of a file that cannot be opened, or of too many open files."""
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return RetrievalError("The index has more shards than files may be open", given=path, remedy="ulimit -n 65536")
+    return RetrievalError(problem, given=f"{path}: {error}", remedy=REBUILD)
 
 
 class CaptionStore:
     """The captions of an index by row, memory-mapped.
 
     Raises:
-        RetrievalError: a file that is missing or damaged.
+        RetrievalError: a file that is missing or damaged, or holds another number of rows than the manifest says.
     """
 
-    def __init__(self, directory: Path) -> None:
-        path = directory / CAPTIONS
-        try:
-            self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise RetrievalError(
-                "The caption store cannot be read", given=f"{path}: {error}", remedy="build the index again"
-            ) from error
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        shards = [_open(rows_path(directory, number)) for number in range(len(manifest.shards))]
+        for number, (shard, batches) in enumerate(zip(manifest.shards, shards, strict=True)):
+            if sum(map(len, batches)) != shard.rows:
+                raise RetrievalError(
+                    "The captions of a shard are not what the manifest says",
+                    given=f"{rows_path(directory, number)}: {sum(map(len, batches))} captions",
+                    allowed=shard.rows,
+                    remedy=REBUILD,
+                )
+        self._batches = [batch for batches in shards for batch in batches]
+        self._starts = np.cumsum([0, *map(len, self._batches)])
+        copies = [_open(duplicates_path(directory, number)) for number in range(len(manifest.sources))]
+        self._duplicates = [batch for batches in copies for batch in batches]
+        self._added = [batch for batches in copies[1:] for batch in batches]  # those of the build are in `count`
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return int(self._starts[-1])
 
     def captions(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """Captions of the rows, in their order."""
         return self._take("caption", rows)
 
     def ids(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """First ids of the rows, in their order."""
+        """Ids of the rows, in their order: of the first record that held the caption."""
         return self._take("id", rows)
 
-    def records(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """(all ids, caption) of every row, in order."""
-        for batch in self._table.to_batches():
-            columns = batch.to_pydict()
-            for first, caption, others in zip(columns["id"], columns["caption"], columns["other_ids"], strict=True):
-                yield (first, *others), caption
+    def counts(self, rows: Sequence[int] | np.ndarray) -> list[int]:
+        """How many records held the caption of each row."""
+        unique, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        counts = np.asarray(self._take("count", unique), dtype=np.int64)
+        for batch in self._added:
+            at = pc.index_in(batch.column("row"), value_set=pa.array(unique)).drop_null()
+            counts += np.bincount(at.to_numpy(), minlength=len(unique))
+        return counts[inverse].tolist()
 
-    def _take(self, column: str, rows: Sequence[int] | np.ndarray) -> list[str]:
-        taken: list[str] = self._table.column(column).take(pa.array(np.asarray(rows, dtype=np.int64))).to_pylist()
-        return taken
+    def rows_of_ids(self, ids: Iterable[str]) -> dict[str, set[int]]:
+        """For each id the rows whose caption was held by a record of that id."""
+        found = self._matches("id", ids)
+        values = pa.array(list(found), pa.string())
+        for batch in self._duplicates:
+            _add_matches(list(found.values()), batch.column("id"), values, batch.column("row").to_numpy())
+        return found
+
+    def rows_of_keys(self, keys: Iterable[bytes]) -> dict[bytes, set[int]]:
+        """For each key (see `caption_key`) the row of that caption, if there is one."""
+        return self._matches("key", keys)
+
+    def _matches(self, column: str, values: Iterable[Value]) -> dict[Value, set[int]]:
+        found: dict[Value, set[int]] = {value: set() for value in values}
+        wanted = pa.array(list(found), ROW_SCHEMA.field(column).type)
+        for start, batch in zip(self._starts.tolist(), self._batches, strict=False):
+            _add_matches(list(found.values()), batch.column(column), wanted, np.arange(start, start + len(batch)))
+        return found
+
+    def _take(self, column: str, rows: Sequence[int] | np.ndarray) -> list:
+        wanted = np.asarray(rows, dtype=np.int64)
+        if len(wanted) and not (0 <= wanted.min() and wanted.max() < len(self)):
+            raise IndexError(f"rows must lie in 0..{len(self) - 1}")
+        batches = np.searchsorted(self._starts, wanted, side="right") - 1
+        order = np.argsort(batches, kind="stable")
+        result: list = [None] * len(wanted)
+        for places in np.split(order, np.flatnonzero(np.diff(batches[order])) + 1):
+            if len(places):
+                number = batches[places[0]]
+                taken = self._batches[number].column(column).take(pa.array(wanted[places] - self._starts[number]))
+                for place, value in zip(places.tolist(), taken.to_pylist(), strict=True):
+                    result[place] = value
+        return result
+
+
+def _open(path: Path) -> list[pa.RecordBatch]:
+    try:
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        return [file.get_batch(number) for number in range(file.num_record_batches)]
+    except (OSError, pa.ArrowInvalid) as error:
+        raise unreadable("The captions of a shard cannot be read", path, error) from error
+
+
+def _add_matches(found: list[set[int]], column: pa.Array, values: pa.Array, rows: np.ndarray) -> None:
+    at = pc.index_in(column, value_set=values)
+    hits = np.flatnonzero(at.is_valid().to_numpy(zero_copy_only=False))
+    for hit, value in zip(hits.tolist(), at.take(pa.array(hits)).to_pylist(), strict=True):
+        found[value].add(int(rows[hit]))

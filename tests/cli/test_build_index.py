@@ -89,8 +89,10 @@ def test_build_join_and_ask_in_one_command(call, world: Path, encoder: str) -> N
     assert summary.items() >= expected.items()
     assert summary["index_built"] is True and summary["total_s"] >= summary["index_s"] > 0
     assert len(summary["config_hash"]) == 16
-    made = [f"index/{name}" for name in ("captions.arrow", "index/flat.faiss", "manifest.json", "neighbours.parquet")]
-    assert files(world) == sorted([*made, "index/shards/00000.npy", "index/summary.json", "captions.txt", "data.json"])
+    assert "Index: exact flat over 20 x 16" in out
+    names = "duplicates/00000.arrow index/00000.faiss shards/00000.arrow shards/00000.npy".split()
+    made = [f"index/{name}" for name in (*names, "manifest.json", "neighbours.parquet", "summary.json")]
+    assert files(world) == sorted([*made, "captions.txt", "data.json"])
 
 
 def test_the_encoder_of_an_index_is_remembered(
@@ -224,3 +226,66 @@ def test_ensure_functions_build_once_and_again_when_the_inputs_change(world: Pat
     (world / "captions.txt").write_text("\n".join(CAPTIONS[2:]), encoding="utf-8")
     assert [ensure(), ensure()] == [(True, True), (False, False)]
     assert CAPTIONS[0] not in {text for row in pq.read_table(parquet).column("texts").to_pylist() for text in row}
+
+
+def test_an_index_grows_is_planned_again_and_checked(call, world: Path, encoder: str) -> None:
+    assert call("captions=captions.txt", "out=index", f"encoder.name={encoder}")[0] == 0
+    (world / "more.csv").write_text("caption\n" + "\n".join(["a dog on a dog", CAPTIONS[0]]), encoding="utf-8")
+    code, out, err = call("mode=append", "captions=more.csv", "out=index")
+    assert code == 0, err
+    assert "Added 1 captions; 1 records held captions that were there already." in out
+    summary = json.loads((world / "index/summary.json").read_text())
+    expected = {"captions": 21, "captions_read": 23, "captions_duplicate": 2, "index_kind": "flat", "index_recall": 1.0}
+    assert summary.items() >= expected.items() and summary["index_built"] is True
+    assert "in the index already" in call("mode=append", "captions=more.csv", "out=index")[1]
+    assert "All 7 files are as the manifest says." in call("mode=verify", "out=index")[1]
+    code, out, err = call(
+        "mode=replan", "out=index", "index.kind=ivf_flat", "index.accept_recall=0", "index.recall_k=3"
+    )
+    assert code == 0 and "IVF-Flat over 21 x 16" in out, err
+    assert json.loads((world / "index/summary.json").read_text())["index_recall_of"] == "captions"
+    (world / "index/shards/00000.npy").write_bytes(b"")
+    (world / "new.txt").write_text("two cats", encoding="utf-8")
+    for task in (["mode=verify"], ["query=images/000.png"], ["mode=append", "captions=new.txt"]):
+        code, _, err = call("out=index", *task)
+        assert code == 1 and "00000.npy" in err.splitlines()[-1], err
+
+
+def test_the_pictures_of_a_data_set_measure_the_recall(call, world: Path, encoder: str) -> None:
+    records = [
+        {"id": path.stem, "image": path.name, "conversations": [{"from": "human", "value": "<image>"}, answer]}
+        for path, answer in zip(
+            write_pictures(world / "images", 44), [{"from": "gpt", "value": "a dog"}] * 44, strict=True
+        )
+    ]
+    (world / "data.json").write_text(json.dumps(records), encoding="utf-8")
+    arguments = ["captions=captions.txt", "out=index", f"encoder.name={encoder}", "index.kind=hnsw", "index.recall_k=5"]
+    code, _, err = call(*arguments)
+    assert code == 1 and "must be measured with pictures" in err and "index.queries=FOLDER" in err
+    code, _, err = call(*arguments, "neighbours=data.json", "image_root=images", "k=2", "neighbours_search=index")
+    assert code == 0, err
+    summary = json.loads((world / "index/summary.json").read_text())
+    assert (summary["index_recall_of"], summary["index_recall_queries"]) == ("pictures", 22)
+    assert summary["index_recall"] >= 0.95 and summary["neighbours_samples"] == 44
+    code, _, err = call(*arguments, "index.queries=images", "overwrite=true")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mode=shrink"], "mode has no such option. Given: shrink."),
+        (["engine=spark", "captions=captions.txt"], "engine has no such option. Given: spark."),
+        (["mode=append"], "There is nothing to add."),
+        (["mode=verify", "captions=captions.txt"], "mode=verify takes no captions."),
+        (["mode=append", "captions=captions.txt"], "There is no complete caption index"),
+        (["captions=none/*.csv", "encoder.name=x"], "A pattern matches no file."),
+        (["captions=captions.txt", "encoder.name=ENCODER", "index.queries=nowhere"], "There are no pictures here"),
+        (["captions=captions.txt", "encoder.name=ENCODER", "index.memory_budget=1MiB"], "fits into the memory budget"),
+        (["query=images/000.png", "neighbours_search=guess"], "Unknown search. Given: guess."),
+    ],
+)
+def test_more_mistakes_are_one_message(call, world: Path, encoder: str, arguments: list[str], message: str) -> None:
+    code, _, err = call("out=index", *[argument.replace("ENCODER", encoder) for argument in arguments])
+    assert code == 1 and message in err and "Traceback" not in err
+    assert not (world / "index").exists()

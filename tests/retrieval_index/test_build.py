@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import pytest
 
 from retrieval_index.build import build_index
-from retrieval_index.captions import Corpus, read_corpus
-from retrieval_index.encoders import GOLDEN_SENTENCE, Encoder, EncoderSpec
 from retrieval_index.errors import RetrievalError
-from retrieval_index.store import read_manifest
+from retrieval_index.manifest import Manifest, read_manifest
+from retrieval_index.recall import BelowTarget, Queries
+from retrieval_index.settings import IndexSettings
+from retrieval_index.stages import Job
+from retrieval_index.store import open_shards
+from tests.retrieval_index.cheap_encoder import SOURCE, CheapEncoder
+from tests.retrieval_index.vectors import unit
 from tests.tiny_clip import random_captions
 
-
-class Counting:
-    """An encoder that counts captions and stops like a killed process after `limit` of them."""
-
-    encodes_images = False
-
-    def __init__(self, encoder: Encoder, limit: int = 10**9) -> None:
-        self._encoder, self.width, self.limit, self.encoded = encoder, encoder.width, limit, 0
-
-    def encode_texts(
-        self, texts: Sequence[str], *, batch_size: int, report: Callable[[int], None] | None = None
-    ) -> np.ndarray:
-        if list(texts) != [GOLDEN_SENTENCE]:
-            self.encoded += len(texts)
-        if self.encoded > self.limit:
-            raise KeyboardInterrupt
-        return self._encoder.encode_texts(texts, batch_size=batch_size, report=report)
-
-    def encode_images(self, *args: object, **kwargs: object) -> np.ndarray:
-        raise NotImplementedError
+CAPTIONS = random_captions(23)
+SMALL = IndexSettings(shard_rows=10, batch_size=4)
 
 
 @pytest.fixture
-def corpus(tmp_path: Path) -> Corpus:
-    file = tmp_path / "captions.txt"
-    file.write_text("\n".join(random_captions(23)), encoding="utf-8")
-    return read_corpus([file])
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "captions.txt"
+    path.write_text("\n".join([*CAPTIONS, CAPTIONS[0].upper()]), encoding="utf-8")
+    return path
+
+
+def job(encoder: CheapEncoder | None = None, settings: IndexSettings = SMALL, **options: Any) -> Job:
+    return Job(encoder or CheapEncoder(), SOURCE, settings, **options)
 
 
 def contents(directory: Path) -> dict[str, str]:
@@ -51,113 +42,166 @@ def contents(directory: Path) -> dict[str, str]:
     return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_files_hashes_and_vectors(tmp_path: Path, corpus: Corpus, encoder: Encoder, spec: EncoderSpec) -> None:
+def named(manifest: Manifest) -> dict[str, str]:
+    """Path -> hash of all files that a manifest names."""
+    found = {manifest.index.file: manifest.index.sha256}
+    for number, shard in enumerate(manifest.shards):
+        found |= {f"shards/{number:05d}.npy": shard.embeddings_sha256}
+        found |= {f"shards/{number:05d}.arrow": shard.captions_sha256}
+    return found | {f"duplicates/{n:05d}.arrow": sha256 for n, sha256 in enumerate(manifest.duplicates_sha256)}
+
+
+def picture_like(count: int) -> Queries:
+    vectors = np.random.default_rng(5).standard_normal((count, 16)) + 1.0
+    return Queries(unit(vectors), "pictures")
+
+
+def test_files_hashes_and_vectors(tmp_path: Path, file: Path) -> None:
     out = tmp_path / "index"
-    manifest = build_index(corpus, out, encoder, spec, shard_rows=10, batch_size=4)
+    manifest = build_index([file], out, job())
     found = contents(out)
-    shards = [f"shards/0000{number}.npy" for number in range(3)]
-    assert sorted(found) == sorted(["captions.arrow", "index/flat.faiss", "manifest.json", *shards])
-    assert manifest.sha256 == {name: value for name, value in found.items() if name != "manifest.json"}
+    assert named(manifest) == {name: value for name, value in found.items() if name != "manifest.json"}
     assert read_manifest(out) == manifest
-    assert (manifest.rows, manifest.width, manifest.encoder) == (23, 16, spec.identity())
-    flat = faiss.read_index(str(out / "index" / "flat.faiss"))
-    expected = encoder.encode_texts(corpus.texts, batch_size=23)
-    np.testing.assert_allclose(flat.reconstruct_n(0, 23), expected, atol=1e-6)
+    assert [shard.rows for shard in manifest.shards] == [10, 10, 3]
+    assert (manifest.rows, manifest.width, manifest.total("read"), manifest.total("duplicates")) == (23, 16, 24, 1)
+    assert manifest.encoder.preprocessing == {"words": True} and len(manifest.encoder.golden_picture or ()) == 16
+    assert manifest.index.plan["kind"] == "flat" and manifest.index.recall.of == "nothing"
+    flat = faiss.read_index(str(out / manifest.index.file))
+    expected = CheapEncoder().encode_texts(CAPTIONS, batch_size=23)
+    np.testing.assert_array_equal(flat.reconstruct_n(0, 23), expected)
 
 
-def test_half_precision_on_disk(tmp_path: Path, corpus: Corpus, encoder: Encoder, spec: EncoderSpec) -> None:
-    build_index(corpus, tmp_path / "index", encoder, spec, dtype="float16")
-    shard = np.load(tmp_path / "index" / "shards" / "00000.npy")
-    assert shard.dtype == np.float16
-    np.testing.assert_allclose(shard, encoder.encode_texts(corpus.texts, batch_size=256), atol=1e-3)
+def test_half_precision_on_disk(tmp_path: Path, file: Path) -> None:
+    manifest = build_index([file], tmp_path / "index", job(settings=replace(SMALL, dtype="float16")))
+    shards = open_shards(tmp_path / "index", manifest)
+    assert shards[0].dtype == np.float16
+    expected = CheapEncoder().encode_texts(CAPTIONS, batch_size=4)
+    np.testing.assert_allclose(np.concatenate(shards), expected, atol=1e-3)
 
 
-def test_an_interrupted_build_is_continued_byte_for_byte(
-    tmp_path: Path, corpus: Corpus, encoder: Encoder, spec: EncoderSpec
-) -> None:
+def test_an_interrupted_build_is_continued_byte_for_byte(tmp_path: Path, file: Path) -> None:
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "index"
-    build_index(corpus, undisturbed, encoder, spec, shard_rows=10, batch_size=4)
+    build_index([file], undisturbed, job())
     with pytest.raises(KeyboardInterrupt):
-        build_index(corpus, out, Counting(encoder, limit=15), spec, shard_rows=10, batch_size=4)
+        build_index([file], out, job(CheapEncoder(stop_after=15)))
     assert not out.exists()
-    (tmp_path / "index.building" / "shards" / ".00001.npy.17.tmp").write_bytes(b"half a shard")
-    counting = Counting(encoder)
-    build_index(corpus, out, counting, spec, shard_rows=10, batch_size=4)
-    assert counting.encoded == 13  # 10 of 23 were there
+    (tmp_path / "index.building/shards/.00001.npy.17.tmp").write_bytes(b"half a shard")
+    encoder = CheapEncoder()
+    build_index([file], out, job(encoder))
+    assert encoder.encoded == 13  # 10 of 23 were there
     assert contents(out) == contents(undisturbed)
-    assert not (tmp_path / "index.building").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.txt", "index", "undisturbed"]
 
 
-def test_an_interrupted_build_of_other_settings_is_not_continued(
-    tmp_path: Path, corpus: Corpus, encoder: Encoder, spec: EncoderSpec
-) -> None:
+def test_an_interrupted_build_of_other_settings_is_not_continued(tmp_path: Path, file: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        build_index(corpus, tmp_path / "index", Counting(encoder, limit=15), spec, shard_rows=10)
-    counting = Counting(encoder)
-    build_index(corpus, tmp_path / "index", counting, spec, shard_rows=10, dtype="float16")
-    assert counting.encoded == 23
+        build_index([file], tmp_path / "index", job(CheapEncoder(stop_after=15)))
+    encoder = CheapEncoder()
+    build_index([file], tmp_path / "index", job(encoder, replace(SMALL, dtype="float16")))
+    assert encoder.encoded == 23
 
 
-def test_a_rebuild_replaces_the_index_only_when_complete(
-    tmp_path: Path, corpus: Corpus, encoder: Encoder, spec: EncoderSpec
-) -> None:
+def test_stopped_before_it_took_its_name(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("retrieval_index.build._move_into_place", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            build_index([file], tmp_path / "index", job())
+    encoder = CheapEncoder()
+    build_index([file], tmp_path / "index", job(encoder))
+    assert encoder.encoded == 0 and len(read_manifest(tmp_path / "index").shards) == 3
+
+
+def test_a_rebuild_replaces_the_index_only_when_complete(tmp_path: Path, file: Path) -> None:
     out = tmp_path / "index"
-    build_index(corpus, out, encoder, spec)
+    build_index([file], out, job())
     before = contents(out)
+    half = replace(SMALL, dtype="float16")
     with pytest.raises(KeyboardInterrupt):
-        build_index(corpus, out, Counting(encoder, limit=1), spec, dtype="float16")
+        build_index([file], out, job(CheapEncoder(stop_after=1), half))
     assert contents(out) == before
-    build_index(corpus, out, encoder, spec, dtype="float16")
+    build_index([file], out, job(settings=half))
     assert read_manifest(out).dtype == "float16"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.txt", "index"]
 
 
-def test_progress_by_stage(tmp_path: Path, corpus: Corpus, encoder: Encoder, spec: EncoderSpec) -> None:
+def test_an_index_below_its_recall_is_not_made_and_its_embeddings_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "captions.txt"
+    file.write_text("\n".join(random_captions(400)), encoding="utf-8")
+    queries = picture_like(60)
+    settings = IndexSettings(kind="ivf_pq", memory_budget="600MiB", recall_k=5, target_recall=1.0)
+
+    def lossy(refine: tuple[int, ...]) -> None:
+        from retrieval_index import recall
+
+        patch.setitem(recall.REFINE, "ivf_pq", refine)
+
+    with pytest.MonkeyPatch.context() as patch:
+        lossy((0,))
+        with pytest.raises(BelowTarget, match="misses its recall: 0.*index.kind=ivf_sq8, or index.accept_recall=0."):
+            build_index([file], tmp_path / "index", job(settings=settings, queries=lambda: queries))
+        assert not (tmp_path / "index").exists()
+        encoder = CheapEncoder()
+        accepted = replace(settings, accept_recall=0.1)
+        manifest = build_index([file], tmp_path / "index", job(encoder, accepted, queries=lambda: queries))
+    assert encoder.encoded == 0  # the embeddings were there
+    recall = manifest.index.recall
+    assert 0.1 < recall.value < 1 and (recall.target, recall.queries, recall.of) == (1.0, 30, "pictures")
+
+
+def test_without_pictures_an_index_for_pictures_is_exact(tmp_path: Path, file: Path) -> None:
+    with pytest.raises(RetrievalError, match="must be measured with pictures.*index.queries=FOLDER"):
+        build_index([file], tmp_path / "index", job(settings=replace(SMALL, kind="ivf_flat")))
+    unmeasured = replace(SMALL, kind="ivf_flat", accept_recall=0.0, recall_k=3)
+    assert build_index([file], tmp_path / "index", job(settings=unmeasured)).index.recall.of == "captions"
+    text = job(CheapEncoder(encodes_images=False), replace(SMALL, kind="ivf_flat", recall_k=3))
+    recall = build_index([file], tmp_path / "text", text).index.recall
+    assert recall.of == "captions" and recall.value >= 0.95
+
+
+def test_the_plan_is_told_before_anything_is_encoded(tmp_path: Path, file: Path) -> None:
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        build_index([file], tmp_path / "index", job(CheapEncoder(stop_after=0), announce=told.append))
+    assert len(told) == 1 and told[0].startswith("Index: exact flat over 23 x 16; 1.4 KiB (peak ")
+    with pytest.raises(RetrievalError, match="fits into the memory budget. Given: 1.0 MiB"):
+        build_index([file], tmp_path / "other", job(settings=replace(SMALL, memory_budget="1MiB")))
+
+
+def test_progress_by_stage(tmp_path: Path, file: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    build_index(
-        corpus,
-        tmp_path / "index",
-        encoder,
-        spec,
-        shard_rows=20,
-        batch_size=20,
-        progress=lambda *args: seen.append(args),
-    )
-    assert seen == [("encode", n, 23) for n in (20, 20, 23, 23)] + [("index", 0, 23), ("index", 23, 23)]
+    settings = IndexSettings(shard_rows=20, batch_size=20)
+    build_index([file], tmp_path / "index", job(settings=settings, progress=lambda *told: seen.append(told)))
+    expected = [("read", 1, 1)] + [("encode", n, 23) for n in (20, 20, 23, 23)]
+    expected += [("index", n, 23) for n in (0, 20, 23)]
+    assert seen == expected
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"dtype": "int8"}, "Given: int8. Allowed: float32, float16"),
-        ({"shard_rows": 0}, "shard_rows must be positive"),
-        ({"batch_size": -1}, "batch_size must be positive"),
-    ],
+    ("content", "neighbours", "message"),
+    [("\n \n", 1, "holds no captions"), ("a cat\na dog", 3, "Given: k=3. Allowed: 1 to 2")],
 )
-def test_impossible_settings(
-    tmp_path: Path, corpus: Corpus, encoder: Encoder, spec: EncoderSpec, settings: dict[str, int], message: str
-) -> None:
+def test_a_corpus_that_is_refused_leaves_nothing(tmp_path: Path, content: str, neighbours: int, message: str) -> None:
+    (tmp_path / "c.txt").write_text(content)
     with pytest.raises(RetrievalError, match=message):
-        build_index(corpus, tmp_path / "index", encoder, spec, **settings)  # type: ignore[arg-type]
-    assert [path.name for path in tmp_path.iterdir()] == ["captions.txt"]
+        build_index([tmp_path / "c.txt"], tmp_path / "index", job(neighbours=neighbours))
+    assert [path.name for path in tmp_path.iterdir()] == ["c.txt"]
 
 
-def test_a_directory_of_something_else_is_not_replaced(
-    tmp_path: Path, corpus: Corpus, encoder: Encoder, spec: EncoderSpec
-) -> None:
+def test_a_directory_of_something_else_is_not_replaced(tmp_path: Path, file: Path) -> None:
     with pytest.raises(RetrievalError, match="something else than an index"):
-        build_index(corpus, tmp_path, encoder, spec)
+        build_index([file], tmp_path, job())
 
 
-def test_vectors_that_are_not_finite(tmp_path: Path, corpus: Corpus, encoder: Encoder, spec: EncoderSpec) -> None:
-    class Broken(Counting):
-        def encode_texts(
-            self, texts: Sequence[str], *, batch_size: int, report: Callable[[int], None] | None = None
-        ) -> np.ndarray:
-            vectors = super().encode_texts(texts, batch_size=batch_size)
+def test_vectors_that_are_not_finite(tmp_path: Path, file: Path) -> None:
+    class Broken(CheapEncoder):
+        def encode_texts(self, texts: Any, **options: Any) -> np.ndarray:
+            vectors = super().encode_texts(texts, **options)
             vectors[2:4] *= np.nan
             return vectors
 
     with pytest.raises(RetrievalError, match="not finite. Given: 2 captions, the first one "):
-        build_index(corpus, tmp_path / "index", Broken(encoder), spec)
+        build_index([file], tmp_path / "index", job(Broken()))
     assert not (tmp_path / "index").exists()

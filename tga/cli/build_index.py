@@ -1,184 +1,86 @@
-"""tga-build-index: build a caption index, join a data set to it, ask it with a picture.
-
-`ensure_index` and `ensure_neighbours` do the first two for other commands, which skip what is there already.
-"""
+"""tga-build-index: build a caption index, let it grow, join a data set to it, ask it with a picture."""
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from retrieval_index.build import build_index, check_settings
-from retrieval_index.captions import check_files, hash_files, read_corpus
-from retrieval_index.encoders import LOCAL_DIR, Encoder, EncoderSpec, choose_device, load_encoder
-from retrieval_index.exact import check_k
-from retrieval_index.faiss_flat import check_faiss
+from retrieval_index.checks import check_k
+from retrieval_index.engines import Engine, LocalEngine
+from retrieval_index.faiss_env import check_faiss
+from retrieval_index.grow import append_captions, plan_again
 from retrieval_index.index import CaptionIndex
-from retrieval_index.store import MANIFEST, read_manifest
+from retrieval_index.manifest import read_manifest
+from retrieval_index.readers import find_files
+from retrieval_index.stages import Job
+from retrieval_index.verify import verify_index
+from tga.cli.caption_index import (
+    EncoderChoice,
+    ensure_index,
+    ensure_neighbours,
+    held_out_queries,
+    index_settings,
+    progress_bars,
+)
 from tga.cli.common import hydra_command, plain, write_summary
 from tga.cli.locks import exclusive
 from tga.data.llava_json import load_llava_json
-from tga.data.neighbours import Joined, fingerprint, join_neighbours, read_fingerprint
+from tga.data.neighbours import check_search
 from tga.data.sample import Sample
 from tga.errors import UserError
 
-STAGES = {"encode": "Encoding captions", "index": "Writing the index", "neighbours": "Searching neighbours"}
+__all__ = ["EncoderChoice", "ensure_index", "ensure_neighbours", "main"]
+MODES = ("build", "append", "replan", "verify")
+ENGINES = ("local", "ray")
 
 
-@dataclass(frozen=True)
-class EncoderChoice:
-    """The config group `encoder`, as values; the model is loaded on first use and once."""
-
-    kind: str
-    name: str | None
-    pretrained: str | None = None
-    device: str = "auto"
-    precision: str = "fp32"
-
-    @property
-    def spec(self) -> EncoderSpec:
-        """Which encoder; a directory by its absolute path, so that an index finds its encoder from anywhere."""
-        name = self.name or ""
-        if name.startswith(LOCAL_DIR):
-            name = f"{LOCAL_DIR}{Path(name.removeprefix(LOCAL_DIR)).absolute()}"
-        return EncoderSpec(self.kind, name, self.pretrained)
-
-    @functools.cached_property
-    def encoder(self) -> Encoder:
-        """The loaded encoder."""
-        return load_encoder(self.spec, device=self.device, precision=self.precision)
-
-
-def ensure_index(
-    captions: Sequence[Path],
-    out: Path,
-    choice: EncoderChoice,
-    *,
-    shard_rows: int = 100_000,
-    batch_size: int = 256,
-    dtype: str = "float32",
-    k: int = 1,
-    overwrite: bool = True,
-) -> bool:
-    """Build the index of caption files at `out` unless it is there; returns whether it was built.
-
-    It is there when its manifest names the same bytes of captions, the same encoder and the same storage settings.
-
-    Args:
-        captions: the caption files.
-        out: the index directory.
-        choice: the encoder.
-        shard_rows, batch_size, dtype: as in `build_index`.
-        k: neighbours that will be asked for; a corpus with fewer captions is refused before anything is written.
-        overwrite: replace an index of something else; False refuses.
-
-    Raises:
-        RetrievalError: captions, encoder or settings that cannot be used.
-        UserError: an index of something else at `out`, with `overwrite` False.
-    """
-    files = check_files(captions)
-    choice.spec.check()
-    check_settings(out, shard_rows=shard_rows, batch_size=batch_size, dtype=dtype)
-    check_faiss()
-    if (out / MANIFEST).is_file():
-        found = read_manifest(out)
-        is_there = (found.encoder, found.dtype, found.shard_rows) == (choice.spec.identity(), dtype, shard_rows)
-        if is_there and found.corpus_sha256 == hash_files(files):
-            check_k(k, found.rows)
-            return False
-        if not overwrite:
-            raise UserError(
-                "The index at this place was made of other captions, with another encoder or with other settings",
-                given=f"{out}: {found.encoder_name}, {found.rows} captions, {found.dtype}",
-                remedy="out=DIR of a new directory, or overwrite=true to replace it",
-            )
-    corpus = read_corpus(files)
-    check_k(k, len(corpus.texts))
-    with progress_bars() as progress:
-        build_index(
-            corpus, out, choice.encoder, choice.spec,
-            shard_rows=shard_rows, batch_size=batch_size, dtype=dtype, progress=progress,
-        )  # fmt: skip
-    return True
+@hydra_command("build_index")
+def main(config: DictConfig) -> Path:
+    """Build, grow, join and ask, as far as the config says; what is wrong is found before anything is written."""
+    started = time.perf_counter()
+    settings = plain(config)
+    out = Path(settings["out"])
+    captions, query, data = settings["captions"], settings["query"], settings["neighbours"]
+    _check(settings)
+    root = Path(settings["image_root"]) if settings["image_root"] else Path(data).parent if data else None
+    samples = load_llava_json(Path(data), root) if data is not None and root is not None else None
+    choice = EncoderChoice(**settings["encoder"])
+    if choice.name is None and (captions is None or settings["mode"] != "build"):
+        known = read_manifest(out).encoder
+        choice = EncoderChoice(known.kind, known.name, known.pretrained, choice.device, choice.precision)
+    summary: dict[str, Any] = {}
+    with exclusive(out.absolute()) if settings["mode"] != "build" or captions or data else nullcontext():
+        if settings["mode"] == "verify":
+            _verify(out)
+        elif settings["mode"] != "build" or captions is not None:
+            built = _make(settings, out, choice, samples)
+            summary |= {"index_built": built, "index_s": round(time.perf_counter() - started, 3)}
+        if samples is not None:
+            summary |= _join(settings, out, samples, choice)
+    if query is not None:
+        print_neighbours(out, Path(query), choice, k=settings["k"], **_search(settings))
+    if summary:
+        write_summary(out, _counts(out) | summary | {"total_s": round(time.perf_counter() - started, 3)}, config)
+    return out
 
 
-def ensure_neighbours(
-    index_dir: Path,
-    data: Sequence[Sample],
-    out: Path,
-    choice: EncoderChoice,
-    *,
-    k: int = 10,
-    batch_size: int = 256,
-) -> Joined | None:
-    """Join a data set to an index; returns None when `out` bears the fingerprint of the same inputs already.
-
-    Raises:
-        RetrievalError, UserError: as `join_neighbours`, and an index of another encoder.
-    """
-    index = CaptionIndex.open(index_dir, spec=choice.spec)
-    if read_fingerprint(out) == fingerprint(index.manifest, data, k):
-        return None
-    with progress_bars() as progress:
-        return join_neighbours(
-            index_dir,
-            data,
-            out,
-            k=k,
-            encoder=choice.encoder,
-            batch_size=batch_size,
-            device=choose_device(choice.device),
-            progress=progress,
-        )
-
-
-@contextmanager
-def progress_bars() -> Iterator[Any]:
-    """Yield a `progress(stage, done, total)` that draws one bar per stage on stderr."""
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(STAGES[stage], total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield progress
-
-
-def print_neighbours(index_dir: Path, picture: Path, choice: EncoderChoice, *, k: int) -> None:
+def print_neighbours(
+    index_dir: Path, picture: Path, choice: EncoderChoice, *, k: int, device: str = "auto", spread: str = "replicate"
+) -> None:
     """Print the `k` captions nearest to a picture.
 
     Raises:
         RetrievalError: an index of another encoder, `k` larger than the corpus, a picture that cannot be decoded.
     """
-    index = CaptionIndex.open(index_dir, spec=choice.spec)
+    index = CaptionIndex.open(index_dir, spec=choice.spec, device=device, spread=spread)
     check_k(k, len(index))
     index.check_encoder(choice.encoder)
     scores, rows = index.search(choice.encoder.encode_images([picture], batch_size=1), k)
@@ -190,49 +92,96 @@ def print_neighbours(index_dir: Path, picture: Path, choice: EncoderChoice, *, k
     Console().print(table)
 
 
-@hydra_command("build_index")
-def main(config: DictConfig) -> Path:
-    """Build, join and ask, as far as the config says; what is wrong is found before anything is written."""
-    started = time.perf_counter()
-    settings = plain(config)
-    out = Path(settings["out"])
-    captions, query, data = settings["captions"], settings["query"], settings["neighbours"]
-    if captions is None and query is None and data is None:
+def _check(settings: dict[str, Any]) -> None:
+    """Raise UserError or RetrievalError for what is wrong before anything is read."""
+    captions, query, data, mode = (settings[key] for key in ("captions", "query", "neighbours", "mode"))
+    for key, allowed in (("mode", MODES), ("engine", ENGINES)):
+        if settings[key] not in allowed:
+            raise UserError(f"{key} has no such option", given=settings[key], allowed=allowed, remedy=f"{key}=...")
+    if mode == "build" and captions is None and query is None and data is None:
         raise UserError(
             "There is nothing to do",
             remedy="captions=PATH builds an index, neighbours=DATA.json and query=PICTURE use one",
         )
+    if mode == "append" and captions is None:
+        raise UserError("There is nothing to add", remedy="captions=PATH of the new captions")
+    if mode in ("replan", "verify") and captions is not None:
+        raise UserError(f"mode={mode} takes no captions", given=captions, remedy="mode=append adds captions")
     if query is not None and not Path(query).is_file():
         raise UserError("The picture does not exist", given=query, remedy="query=PATH of a picture")
-    root = Path(settings["image_root"]) if settings["image_root"] else Path(data).parent if data else None
-    samples = load_llava_json(Path(data), root) if data is not None and root is not None else None
-    choice = EncoderChoice(**settings["encoder"])
-    if captions is None and choice.name is None:
-        spec = CaptionIndex(out).spec
-        choice = EncoderChoice(spec.kind, spec.name, spec.pretrained, choice.device, choice.precision)
-    summary: dict[str, Any] = {}
-    with exclusive(out.absolute()) if captions is not None or data is not None else nullcontext():
-        if captions is not None:
-            files = [captions] if isinstance(captions, str) else captions
-            k = settings["k"] if query or data else 1
-            built = ensure_index(
-                [Path(file) for file in files], out, choice, **settings["index"], k=k, overwrite=settings["overwrite"]
-            )
-            summary |= {"index_built": built, "index_s": round(time.perf_counter() - started, 3)}
-        if samples is not None:
-            summary |= _join(settings, out, samples, choice)
-    if query is not None:
-        print_neighbours(out, Path(query), choice, k=settings["k"])
-    if summary:
-        write_summary(out, _counts(out) | summary | {"total_s": round(time.perf_counter() - started, 3)}, config)
-    return out
+    check_search(settings["neighbours_search"])
+    index_settings(settings["index"])
+
+
+def _make(settings: dict[str, Any], out: Path, choice: EncoderChoice, samples: Sequence[Sample] | None) -> bool:
+    """Build, grow or replan; whether anything was done."""
+    captions = settings["captions"]
+    paths = [captions] if isinstance(captions, str) else captions or []
+    engine = _engine(settings)
+    if settings["mode"] == "build":
+        k = settings["k"] if settings["query"] or samples is not None else 1
+        return ensure_index(
+            paths,
+            out,
+            choice,
+            k=k,
+            overwrite=settings["overwrite"],
+            samples=samples,
+            engine=engine,
+            **settings["index"],
+        )
+    check_faiss()
+    files = find_files(paths) if paths else []
+    before = read_manifest(out)
+    queries = held_out_queries(settings["index"], choice, samples)
+    with progress_bars() as progress:
+        job = Job(
+            choice.encoder,
+            choice.source,
+            index_settings(settings["index"]),
+            queries,
+            engine=engine,
+            progress=progress,
+            announce=progress.announce,
+        )
+        after = append_captions(files, out, job) if files else plan_again(out, job)
+    if after == before:
+        print("These captions are in the index already.")
+    elif files:
+        added = after.sources[-1]
+        print(f"Added {added.rows} captions; {added.duplicates} records held captions that were there already.")
+    return after != before
+
+
+def _engine(settings: dict[str, Any]) -> Engine:
+    if settings["engine"] == "local":
+        return LocalEngine()
+    from retrieval_index.ray_engine import RayEngine  # an optional dependency
+
+    return RayEngine(**settings["ray"])
+
+
+def _verify(out: Path) -> None:
+    with progress_bars() as progress:
+        files = verify_index(out, lambda done, total: progress("verify", done, total))
+    print(f"All {files} files are as the manifest says.")
+
+
+def _search(settings: dict[str, Any]) -> dict[str, str]:
+    return {"device": settings["index"]["search_device"], "spread": settings["index"]["gpus"]}
 
 
 def _join(settings: dict[str, Any], out: Path, samples: Sequence[Sample], choice: EncoderChoice) -> dict[str, Any]:
     started = time.perf_counter()
     target = Path(settings["neighbours_out"] or out / "neighbours.parquet")
     joined = ensure_neighbours(
-        out, samples, target, choice, k=settings["k"], batch_size=settings["index"]["batch_size"]
+        out,
+        samples,
+        target,
+        choice,
+        k=settings["k"],
+        batch_size=settings["index"]["batch_size"],
+        search=settings["neighbours_search"],
     )
     summary: dict[str, Any] = {"neighbours_written": joined is not None, "neighbours_k": settings["k"]}
     if joined is None:
@@ -245,13 +194,23 @@ def _join(settings: dict[str, Any], out: Path, samples: Sequence[Sample], choice
 
 def _counts(out: Path) -> dict[str, Any]:
     manifest = read_manifest(out)
+    index = manifest.index
     return {
-        "captions_read": manifest.read,
+        "captions_read": manifest.total("read"),
         "captions": manifest.rows,
-        "captions_duplicate": manifest.duplicates,
-        "captions_without_text": manifest.without_caption,
+        "captions_duplicate": manifest.total("duplicates"),
+        "captions_without_text": manifest.total("without_caption"),
+        "captions_too_long": manifest.total("too_long"),
+        "captions_truncated": sum(shard.truncated for shard in manifest.shards),
         "width": manifest.width,
-        "shards": manifest.shards,
+        "shards": len(manifest.shards),
+        "index_kind": index.plan["kind"],
+        "index_bytes": index.bytes,
+        "index_recall": index.recall.value,
+        "index_recall_k": index.recall.k,
+        "index_recall_queries": index.recall.queries,
+        "index_recall_of": index.recall.of,
+        **{f"index_{name}": value for name, value in index.search.items()},
     }
 
 

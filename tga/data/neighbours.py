@@ -1,32 +1,39 @@
-"""Joining a data set to a caption index: for every picture the nearest captions, computed once, exactly and offline.
+"""Joining a data set to a caption index: for every picture the nearest captions, computed once and offline.
 
 A sample's own caption never counts as its neighbour: rows of the index that bear the sample's id, or whose text equals
 its caption after normalisation, are left out. The result is one Parquet file, `id, neighbour_ids, scores, texts`, that
-carries a fingerprint of everything it was made from.
+carries a fingerprint of everything it was made from. Until it is complete its parts stand in a folder beside it, and a
+join that was interrupted goes on with the next part.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from retrieval_index.captions import normalise
+from retrieval_index.batching import Picture
+from retrieval_index.captions import caption_key, normalise
+from retrieval_index.checks import check_k
 from retrieval_index.encoders import Encoder
-from retrieval_index.exact import check_k
+from retrieval_index.errors import RetrievalError
 from retrieval_index.index import CaptionIndex
-from retrieval_index.store import Manifest
-from tga.data.picture import encoded, identity
+from retrieval_index.manifest import Manifest
+from tga.data.picture import identity, open_picture
 from tga.data.sample import Sample
 from tga.files import atomic_path
 
 BLOCK = 4096  # samples that are encoded, searched and written together
+SEARCHES = ("exact", "index")
 FINGERPRINT = b"tga.neighbours"
 SCHEMA = pa.schema(
     [
@@ -55,11 +62,12 @@ def join_neighbours(
     encoder: Encoder,
     batch_size: int = 64,
     device: str = "cpu",
+    search: str = "exact",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Joined:
     """Write the `k` nearest captions of every sample with a picture.
 
-    The query is the (first) picture, or the sample's caption when the encoder has no image tower. The search is exact.
+    The query is the (first) picture, or the sample's caption when the encoder has no image tower.
 
     Args:
         index_dir: a caption index.
@@ -68,7 +76,8 @@ def join_neighbours(
         k: neighbours per sample, beside its own caption.
         encoder: the encoder of the index.
         batch_size: pictures (or captions) per batch of the encoder.
-        device: torch device of the search.
+        device: torch device of the exact search.
+        search: "exact" compares with every caption; "index" asks FAISS, with the recall that the manifest tells.
         progress: called with ("neighbours", samples done, samples).
 
     Raises:
@@ -77,50 +86,79 @@ def join_neighbours(
     index = CaptionIndex.open(index_dir, encoder=encoder)
     samples = [sample for sample in data if sample.images]
     own = own_rows(index, samples)
-    widest = max((len(rows) for rows in own), default=0)
-    check_k(k, len(index) - widest)
-    schema = SCHEMA.with_metadata({FINGERPRINT: fingerprint(index.manifest, samples, k).encode()})
-    without_query = 0
-    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for start in range(0, len(samples), BLOCK):
-            block = samples[start : start + BLOCK]
+    check_k(k, len(index) - max((len(rows) for rows in own), default=0))
+    schema = SCHEMA.with_metadata({FINGERPRINT: fingerprint(index.manifest, samples, k, search).encode()})
+    parts = _prepare_parts(out, schema.metadata[FINGERPRINT].decode())
+    starts = range(0, len(samples), BLOCK)
+    ask = index.search if search == "index" else functools.partial(index.search_exact, device=device)
+    try:
+        for number, start in enumerate(starts):
+            block, of_block = samples[start : start + BLOCK], own[start : start + BLOCK]
 
             def report(done: int, start: int = start) -> None:
                 if progress is not None:
                     progress("neighbours", start + done, len(samples))
 
-            asked, queries = _encode(encoder, block, batch_size, report)
-            scores, rows = index.search_exact(queries, k + widest, device=device)
-            found = dict(zip(asked, zip(scores, rows, strict=True), strict=True))
-            without_query += len(block) - len(asked)
-            writer.write_table(_to_table(index, block, own[start : start + BLOCK], found, k, schema))
+            if not _part(parts, number).is_file():
+                asked, queries = _encode(encoder, block, batch_size, report)
+                scores, rows = ask(queries, k + max(map(len, of_block)))
+                found = dict(zip(asked, zip(scores, rows, strict=True), strict=True))
+                with atomic_path(_part(parts, number)) as temporary:
+                    pq.write_table(_to_table(index, block, of_block, found, k, schema), temporary)
             report(len(block))
+    finally:
+        if not _part(parts, 0).is_file():  # nothing to go on from
+            shutil.rmtree(parts)
+    without_query = 0
+    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for number in range(len(starts)):
+            table = pq.read_table(_part(parts, number), schema=schema)
+            without_query += pc.sum(pc.equal(pc.list_value_length(table["texts"]), 0)).as_py()
+            writer.write_table(table)
+    shutil.rmtree(parts, ignore_errors=True)
     return Joined(len(samples) - without_query, without_query)
 
 
 def own_rows(index: CaptionIndex, samples: Sequence[Sample]) -> list[frozenset[int]]:
     """For each sample the rows of the index that hold its own caption, by id or by normalised text."""
-    keys = [normalise(sample.caption) if sample.caption else None for sample in samples]
-    by_id: dict[str, set[int]] = {sample.id: set() for sample in samples}
-    by_key: dict[str, set[int]] = {key: set() for key in keys if key}
-    for row, (ids, caption) in enumerate(index.store.records()):
-        for identifier in ids:
-            if identifier in by_id:
-                by_id[identifier].add(row)
-        if (key := normalise(caption)) in by_key:
-            by_key[key].add(row)
+    keys = [caption_key(normalise(sample.caption)) if sample.caption else None for sample in samples]
+    by_id = index.store.rows_of_ids(sample.id for sample in samples)
+    by_key = index.store.rows_of_keys(key for key in keys if key is not None)
     return [
-        frozenset(by_id[sample.id] | (by_key[key] if key else set())) for sample, key in zip(samples, keys, strict=True)
+        frozenset(by_id[sample.id] | (by_key[key] if key is not None else set()))
+        for sample, key in zip(samples, keys, strict=True)
     ]
 
 
-def fingerprint(manifest: Manifest, samples: Iterable[Sample], k: int) -> str:
-    """64 hex digits over what decides the neighbours: index, ids, captions, pictures by name and size, and `k`."""
-    digest = hashlib.sha256(json.dumps([manifest.encoder, manifest.sha256, k], sort_keys=True).encode())
+def check_search(search: str) -> None:
+    """Raise RetrievalError for a search that there is not."""
+    if search not in SEARCHES:
+        raise RetrievalError(
+            "Unknown search", given=search, allowed=", ".join(SEARCHES), remedy="neighbours_search=exact"
+        )
+
+
+def fingerprint(manifest: Manifest, samples: Iterable[Sample], k: int, search: str = "exact") -> str:
+    """64 hex digits over what decides the neighbours: index, ids, captions, pictures by name and size, `k`, search."""
+    rows = [(shard.embeddings_sha256, shard.captions_sha256) for shard in manifest.shards]
+    asked = manifest.index.sha256 if search == "index" else search
+    made_of = [manifest.encoder.identity, rows, manifest.duplicates_sha256, k, asked]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
     for sample in samples:
         for image in sample.images[:1]:
             digest.update(json.dumps([sample.id, sample.caption, identity(image)]).encode())
     return digest.hexdigest()
+
+
+def _prepare_parts(out: Path, made_of: str) -> Path:
+    """The folder of the parts; what another join left in it is thrown away."""
+    parts = out.with_name(f".{out.name}.parts")
+    mark, text = parts / "made_of", f"{made_of} in parts of {BLOCK}"
+    if not (mark.is_file() and mark.read_text(encoding="utf-8") == text):
+        shutil.rmtree(parts, ignore_errors=True)
+        with atomic_path(mark) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return parts
 
 
 def read_fingerprint(path: Path) -> str | None:
@@ -135,16 +173,26 @@ def read_fingerprint(path: Path) -> str | None:
     return value.decode() if value is not None else None
 
 
+def _part(parts: Path, number: int) -> Path:
+    return parts / f"{number:06d}.parquet"
+
+
 def _encode(
     encoder: Encoder, block: Sequence[Sample], batch_size: int, report: Callable[[int], None]
 ) -> tuple[list[int], np.ndarray]:
     """Positions of the samples that have a query, and their vectors `[queries, width]`."""
     if encoder.encodes_images:
-        pictures = [encoded(sample.images[0]) for sample in block]
+        pictures = [query_picture(sample) for sample in block]
         return list(range(len(block))), encoder.encode_images(pictures, batch_size=batch_size, report=report)
     asked = [position for position, sample in enumerate(block) if sample.caption]
     captions = [block[position].caption or "" for position in asked]
     return asked, encoder.encode_texts(captions, batch_size=batch_size, report=report)
+
+
+def query_picture(sample: Sample) -> Picture:
+    """The picture that asks for a sample, to be read when it is encoded."""
+    image = sample.images[0]
+    return image if isinstance(image, Path) else functools.partial(open_picture, image)
 
 
 def _to_table(
