@@ -53,7 +53,8 @@ def test_commands_are_found_in_blocks_and_nowhere_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["build-index.md", "train.md", "evaluate.md", "export.md", "compare.md", "steer.md", "locate.md", "doctor.md"]
+    "name",
+    ["build-index.md", "train.md", "evaluate.md", "export.md", "compare.md", "steer.md", "locate.md", "doctor.md"],
 )
 def test_every_command_has_a_page_that_calls_it(name: str) -> None:
     program = f"tga-{name.removesuffix('.md')}"

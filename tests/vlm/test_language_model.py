@@ -1,4 +1,4 @@
-"""A language model by itself: its parts, and that it is the same one in a VLM, in another dtype and with more tokens."""
+"""A language model by itself: its parts; the same one in a VLM, in another dtype and with more tokens."""
 
 from __future__ import annotations
 
