@@ -80,18 +80,13 @@ LLAVA = Family(
 LLAVA_NEXT = replace(
     LLAVA, name="llava_next", model_types=("llava_next",), processors=("LlavaNextProcessor",), tokens_vary=True
 )
-QWEN2_5_VL = Family(
+QWEN2_5_VL = replace(
+    LLAVA,
     name="qwen2_5_vl",
     model_types=("qwen2_5_vl",),
     processors=("Qwen2_5_VLProcessor",),
     vision_tower="model.visual",
     projector="model.visual.merger",
-    language_model="model.language_model",
-    decoder_layers="model.language_model.layers",
-    embed_tokens="model.language_model.embed_tokens",
-    final_norm="model.language_model.norm",
-    lm_head="lm_head",
-    image_token_id="image_token_id",
     projector_layers=("mlp.0", "mlp.2"),
     tokens_vary=True,
     picture_ends=("<|vision_start|>", "<|vision_end|>"),
