@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from retrieval_index.build import check_settings as check_index_settings
+from retrieval_index.build import check_out
 from retrieval_index.errors import RetrievalError
-from retrieval_index.faiss_flat import check_faiss
+from retrieval_index.faiss_env import check_faiss
 from tga.alignment.objective import pooled_layers
-from tga.cli.build_index import EncoderChoice
+from tga.cli.caption_index import EncoderChoice, index_settings
 from tga.cli.checks import Finding
 from tga.cli.data import read_samples
 from tga.cli.preflight_room import disks, memory_of_a_step
@@ -159,11 +159,10 @@ def _check_files(values: Mapping[str, Any], checked: Checked) -> None:
 
 def _check_index(values: Mapping[str, Any]) -> None:
     """What the caption index is made with, and the place where it will stand."""
-    data, index = values["data"], values["index"]
     EncoderChoice(**values["encoder"]).spec.check()
-    place = {"shard_rows": index["shard_rows"], "batch_size": index["batch_size"], "dtype": index["dtype"]}
-    if data["index_dir"] is not None:
-        check_index_settings(Path(data["index_dir"]), **place)
+    index_settings(values["index"])
+    if values["data"]["index_dir"] is not None:
+        check_out(Path(values["data"]["index_dir"]))
     check_faiss()
 
 
