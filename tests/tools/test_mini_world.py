@@ -60,14 +60,17 @@ def test_only_what_the_llm_should_say_has_a_target(maker: RowMaker):
     assert all(target >= 0 for target in row.targets[prompt_end + 1 :])
 
 
-def test_a_word_is_its_embedding_and_a_mixture_the_weighted_sum(maker: RowMaker):
+def test_a_word_is_its_embedding_and_a_mixture_the_weighted_sum_turned_away_from_words(maker: RowMaker):
     row = Row().words([5], learn=True).mixtures([[9, 10]], 11, 50, random.Random(0))
     table = torch.nn.Embedding(60, 8)
     batch = collate([row])
     embeddings = llm.embed(table, batch, noise=0.0)
     torch.testing.assert_close(embeddings[0, 0], table.weight[5])
     by_hand = sum(w * table.weight[i] for i, w in zip(row.ids[3], row.weights[3], strict=True))
-    torch.testing.assert_close(embeddings[0, 3], by_hand)
+    turn = llm.rotation(8)
+    torch.testing.assert_close(turn @ turn.T, torch.eye(8))
+    torch.testing.assert_close(embeddings[0, 3], by_hand @ turn)
+    assert torch.cosine_similarity(embeddings[0, 3], by_hand, dim=0) < 0.9
 
 
 def test_the_recipe_runs_and_is_seeded():
