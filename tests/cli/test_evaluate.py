@@ -93,7 +93,7 @@ def test_one_model_has_plain_keys(world: Path, monkeypatch: pytest.MonkeyPatch) 
         (["models={a: vlm}", *METRICS, "evaluation.root=.", "dtype=int8"], ["int8", "bfloat16"]),
         (
             ["models={a: llm}", *METRICS, "evaluation.root=."],
-            ["Not a LLaVA model", "model_type 'llama'", "models={NAME: PATH}"],
+            ["Not a vision-language model", "model_type 'llama'", "models={NAME: PATH}"],
         ),
         (["models={a: vlm}", "evaluation=none_such"], ["none_such", "mini"]),
     ],
