@@ -31,7 +31,8 @@ def make_llm(out: Path, arguments: argparse.Namespace) -> dict[str, float]:
     Outside of the package also llm/, a directory for `tga-train model.llm=`.
     """
     started = time.monotonic()
-    model = llm.train(arguments.llm_seed, pretrain_steps=arguments.llm_steps, align_steps=arguments.align_steps)
+    steps = {"pretrain_steps": arguments.llm_steps, "align_steps": arguments.align_steps}
+    model = llm.train(arguments.llm_seed, **steps, dtype=getattr(torch, arguments.dtype))
     figures = {f"llm_{key}": value for key, value in llm.probe(model, seed=arguments.llm_seed + 10_000).items()}
     pack(model.state_dict(), out / "llm.safetensors")
     if arguments.out != WEIGHTS:
@@ -44,7 +45,7 @@ def make_llm(out: Path, arguments: argparse.Namespace) -> dict[str, float]:
 def make_clip(out: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Train the CLIP and write clip.safetensors and open_clip_config.json; returns its figures."""
     started = time.monotonic()
-    model = clip.train(arguments.clip_seed, steps=arguments.clip_steps)
+    model = clip.train(arguments.clip_seed, steps=arguments.clip_steps, dtype=getattr(torch, arguments.dtype))
     figures: dict[str, float] = {"clip_seed": arguments.clip_seed, "clip_train_s": round(time.monotonic() - started)}
     pack(model.state_dict(), out / "clip.safetensors")
     (out / "open_clip_config.json").write_text(json.dumps(clip.directory_config(), indent=1) + "\n")
@@ -61,6 +62,12 @@ def main() -> None:
     parser.add_argument("--llm-steps", type=int, default=llm.PRETRAIN_STEPS)
     parser.add_argument("--align-steps", type=int, default=llm.ALIGN_STEPS)
     parser.add_argument("--clip-steps", type=int, default=clip.STEPS)
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of the matrix products; bfloat16 made what ships, but is very slow on a CPU without instructions for it",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="results depend on it slightly")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -78,7 +85,7 @@ def main() -> None:
             if target.is_dir():
                 shutil.rmtree(target)
             shutil.move(path, target)
-    figures |= {"threads": arguments.threads}
+    figures |= {"threads": arguments.threads, "dtype": arguments.dtype}
     hashes = {path.name: sha256(path) for path in sorted(arguments.out.glob("*.safetensors"))}
     write_json(about, {"sha256": hashes, "figures": figures})
     print(json.dumps(figures, indent=1))

@@ -82,7 +82,10 @@ def test_the_recipe_runs_and_is_seeded():
 
 @pytest.mark.slow
 def test_a_remade_world_is_as_good_as_the_shipped_one(tmp_path: Path):
-    subprocess.run([sys.executable, "-m", "tools.make_mini_world", "--out", tmp_path, "--threads", "1"], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "tools.make_mini_world", "--out", tmp_path, "--threads", "1", "--dtype", "float32"],
+        check=True,
+    )
     made = json.loads((tmp_path / "weights.json").read_text())["figures"]
     shipped = json.loads((WEIGHTS / "weights.json").read_text())["figures"]
     for key in ("clip_retrieval_at_1", "llm_toxic_describe", "llm_toxic_request"):

@@ -88,9 +88,15 @@ def retrieval_at_1(model: open_clip.model.CLIP, seed: int, count: int = 500) -> 
 
 
 def train(
-    seed: int, *, steps: int = STEPS, batch_size: int = BATCH_SIZE, pool: int = POOL, learning_rate: float = 1e-3
+    seed: int,
+    *,
+    steps: int = STEPS,
+    batch_size: int = BATCH_SIZE,
+    pool: int = POOL,
+    learning_rate: float = 1e-3,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> open_clip.model.CLIP:
-    """A trained CLIP. Deterministic for a seed and a number of threads."""
+    """A trained CLIP. Deterministic for a seed, a dtype of the matrix products and a number of threads."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     config = model_config()
@@ -120,7 +126,8 @@ def train(
         texts = [scene_caption(scenes[i], rng, left_to_right=True) for i in chosen]
         ids = tokenizer(texts, padding="max_length", max_length=CONTEXT, return_tensors="pt").input_ids
         # The fused attention is the slower one here: its backward costs more than the rest of a short step.
-        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        products = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+        with products, sdpa_kernel(SDPBackend.MATH):
             images, captions, scale = model(to_pixels(pictures[chosen]), ids)
             loss = contrastive(images.float(), captions.float(), scale)
         optimizer.zero_grad()

@@ -81,9 +81,18 @@ def loss_of(model: LlamaForCausalLM, batch: Mixture, noise: float) -> Tensor:
 
 
 def run_stage(
-    model: LlamaForCausalLM, make_row: Callable[[], Row], *, name: str, steps: int, learning_rate: float
+    model: LlamaForCausalLM,
+    make_row: Callable[[], Row],
+    *,
+    name: str,
+    steps: int,
+    learning_rate: float,
+    dtype: torch.dtype,
 ) -> float:
-    """AdamW with a linear warm-up and a cosine down to 5 %; returns the running mean of the loss."""
+    """AdamW with a linear warm-up and a cosine down to 5 %; returns the running mean of the loss.
+
+    dtype: of the matrix products, bfloat16 or float32.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     progress = tqdm(range(steps), desc=name, mininterval=5)
     mean = math.nan
@@ -92,7 +101,7 @@ def run_stage(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         batch = collate([make_row() for _ in range(BATCH_SIZE)])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = loss_of(model, batch, NOISE)
         optimizer.zero_grad()
         loss.backward()
@@ -104,7 +113,7 @@ def run_stage(
     return mean
 
 
-def pretrain(seed: int, *, steps: int = PRETRAIN_STEPS) -> LlamaForCausalLM:
+def pretrain(seed: int, *, steps: int = PRETRAIN_STEPS, dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
     """An LLM that answers everything."""
     torch.manual_seed(seed)
     # Eager attention: at these lengths the fused one's backward takes more than half of a step on a CPU.
@@ -113,7 +122,8 @@ def pretrain(seed: int, *, steps: int = PRETRAIN_STEPS) -> LlamaForCausalLM:
         if cycle > 1:
             torch.manual_seed(cycle_seed)
         maker = RowMaker(llm_tokenizer(), random.Random(cycle_seed))
-        run_stage(model, maker.pretraining, name=f"pretraining {cycle}/2", steps=steps // 2, learning_rate=rate)
+        name = f"pretraining {cycle}/2"
+        run_stage(model, maker.pretraining, name=name, steps=steps // 2, learning_rate=rate, dtype=dtype)
     return model
 
 
@@ -125,6 +135,7 @@ def align(
     learning_rate: float = ALIGN_LR,
     replay: float = REPLAY,
     replay_soft: float = REPLAY_SOFT,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> LlamaForCausalLM:
     """Teach refusals, on clean text only, in place."""
     torch.manual_seed(seed + 1)
@@ -136,13 +147,20 @@ def align(
         name="alignment",
         steps=steps,
         learning_rate=learning_rate,
+        dtype=dtype,
     )
     return model.eval()
 
 
-def train(seed: int, *, pretrain_steps: int = PRETRAIN_STEPS, align_steps: int = ALIGN_STEPS) -> LlamaForCausalLM:
-    """The whole recipe. Deterministic for a seed and a number of threads."""
-    return align(pretrain(seed, steps=pretrain_steps), seed, steps=align_steps)
+def train(
+    seed: int,
+    *,
+    pretrain_steps: int = PRETRAIN_STEPS,
+    align_steps: int = ALIGN_STEPS,
+    dtype: torch.dtype = torch.bfloat16,
+) -> LlamaForCausalLM:
+    """The whole recipe. Deterministic for a seed, a dtype of the matrix products and a number of threads."""
+    return align(pretrain(seed, steps=pretrain_steps, dtype=dtype), seed, steps=align_steps, dtype=dtype)
 
 
 @torch.no_grad()
