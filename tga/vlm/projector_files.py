@@ -61,7 +61,7 @@ def read_projector(path: str | Path, family: Family) -> dict[str, Tensor]:
     """
     place = Path(path)
     found: dict[str, Tensor] = {}
-    for file in _files(place):
+    for file in projector_files(place):
         if file.suffix == ".safetensors":
             found |= _from_safetensors(file, family)
         else:
@@ -119,8 +119,12 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _files(place: Path) -> list[Path]:
-    """The files to read: the projector's own, or all that the weights of a whole model are spread over."""
+def projector_files(place: Path) -> list[Path]:
+    """The files to read: the projector's own, or all that the weights of a whole model are spread over.
+
+    Raises:
+        UserError: there are none.
+    """
     if place.is_file():
         return [place]
     if (place / PROJECTOR_FILE).is_file():
