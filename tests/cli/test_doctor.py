@@ -107,16 +107,15 @@ def test_a_cpu_that_is_slow_at_bfloat16_is_warned_of(
     times: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where the run has not yet written what it reads; it stays a warning."""
-    monkeypatch.setattr(
-        half_precision, "cpu_flops_per_s", {torch.bfloat16: 1e9, torch.float32: times * 1e9}.__getitem__
-    )
+    seconds = {torch.bfloat16: times * 0.001, torch.float32: 0.001}
+    monkeypatch.setattr(half_precision, "product_s", seconds.__getitem__)
     half = ["training.precision=bf16-mixed", "training.accelerator=cpu"]
     paths = ["model.llm=llm", "model.vision_tower=vision_tower", "data.json=train.json", "data.image_root=images"]
     for arguments in (["+experiment=mini", f"prepare.root={tmp_path}/world"], [*paths, "alignment=baseline"]):
         assert call(monkeypatch, world, *arguments, *half) == 0
         shown = " ".join(capsys.readouterr().out.split())
-        assert f"1.0 GFLOP/s, float32 {times}.0 GFLOP/s" in shown and "No problems found." in shown
-        warned = "Warning: bfloat16 takes 40.0 times as long as float32" in shown
+        assert f"{times} ms for a matrix product that takes 1 ms in float32" in shown and "No problems found." in shown
+        warned = "Warning: bfloat16 takes about 40 times as long as float32" in shown
         assert warned == ("training.precision=32-true is faster here" in shown) == (times == 40)
     assert call(monkeypatch, world, *paths, "alignment=baseline", "training.accelerator=cpu") == 0
     assert "bfloat16 on this CPU" not in capsys.readouterr().out

@@ -281,12 +281,12 @@ def test_wrong_settings_data_and_model_are_told_at_once(
 def test_a_cpu_that_is_slow_at_bfloat16_is_told_of_at_the_start(
     dtype: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(half_precision, "cpu_flops_per_s", {torch.bfloat16: 1e9, torch.float32: 40e9}.__getitem__)
+    monkeypatch.setattr(half_precision, "product_s", {torch.bfloat16: 0.04, torch.float32: 0.001}.__getitem__)
     half = ["training.precision=bf16-mixed", f"model.dtype={dtype}", "alignment=baseline", "training.max_steps=1"]
     assert call(monkeypatch, world, *TINY, *half, "export=null") == 0
     said = capsys.readouterr().err.splitlines()
     [notice] = [line for line in said if "bfloat16 takes" in line]
-    assert notice == said[0] and notice.startswith("Notice: bfloat16 takes 40.0 times as long as float32")
+    assert notice == said[0] and notice.startswith("Notice: bfloat16 takes about 40 times as long as float32")
     assert "training.precision=32-true" in notice and ("model.dtype=float32" in notice) == (dtype == "bfloat16")
     assert call(monkeypatch, world, *TINY, "alignment=baseline", "training.max_steps=1", "run_dir=again") == 0
     assert "bfloat16 takes" not in capsys.readouterr().err

@@ -124,15 +124,9 @@ def _passes(parameter: Tensor, *, path: bool) -> float:
     return 2.0 + 2.0 * path + 2.0 * parameter.requires_grad
 
 
-def matmul_flops_per_s(
-    device: torch.device, dtype: torch.dtype, *, seconds: float = 0.3, size: int | None = None
-) -> float:
-    """FLOPs per second of a square matrix product: the best of what fits into `seconds`.
-
-    size: rows and columns; None takes a large product, 8192 on a GPU and 1024 on a CPU.
-    """
-    if size is None:
-        size = 8192 if device.type == "cuda" else 1024
+def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.3) -> float:
+    """FLOPs per second of a large square matrix product: the best of what fits into `seconds`."""
+    size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
