@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +114,41 @@ def test_an_experiment_is_an_option_and_no_default(experiment: str) -> None:
 def test_a_config_says_what_it_is_for(path: Path) -> None:
     first = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")][0]
     assert first.startswith("# ")
+
+
+def header(path: Path) -> dict[str, str]:
+    """The comment at the top: what it is for under "purpose", and each paragraph that names itself under its name."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
+    found, name = {"purpose": ""}, "purpose"
+    for line in itertools.takewhile(lambda line: line.startswith("#"), lines):
+        text = line.removeprefix("# ")
+        if named := re.match(r"(Needs|Run|Used by|Override): ?", text):
+            name, text = named.group(1), text[named.end() :]
+            found[name] = ""
+        found[name] = f"{found[name]} {text}".strip()
+    return found
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_header_of_an_experiment_says_what_it_needs_and_its_commands_compose(experiment: str) -> None:
+    said = header(CONF / "experiment" / f"{experiment}.yaml")
+    assert set(said) == {"purpose", "Needs", "Run", "Override"} and all(said.values())
+    program, chosen, *arguments = shlex.split(said["Run"])
+    assert (program, chosen) == ("tga-train", f"+experiment={experiment}")
+    overrides = shlex.split(said["Override"])
+    assert overrides and all("=" in override for override in overrides)
+    config = composed("train", chosen, *arguments, *overrides)
+    del config.hydra
+    assert OmegaConf.missing_keys(config) == set()
+
+
+@pytest.mark.parametrize("option", ["ddp", "fsdp2", "deepspeed"])
+def test_the_command_of_a_way_to_train_composes(option: str) -> None:
+    said = header(CONF / "training" / f"{option}.yaml")
+    assert said["Needs"] and said["Override"]
+    launcher, arguments = said["Run"].split(" -m tga.cli.train ")
+    assert launcher.startswith("torchrun ")
+    assert composed("train", *shlex.split(arguments)).training.strategy == option
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONF).as_posix())

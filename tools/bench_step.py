@@ -2,7 +2,7 @@
 
     python -m tools.bench_step                       # a table
     python -m tools.bench_step --json                # flat numbers
-    python -m tools.bench_step --width 4096 --vocabulary 32000 --batch 16 --device cuda --dtype bfloat16 --json
+    python -m tools.bench_step --model llava7b --batch 0 --device cuda --dtype bfloat16 --json
 
 A random LLaVA of 32 decoder layers with everything but the projector frozen takes steps of 576 image tokens, 70 prompt
 tokens of which 30 are retrieved text, 40 answer tokens and 60 caption tokens:
@@ -16,7 +16,8 @@ The arms take turns in rotating order, so that all meet the same load, and a fig
 ratio to the plain time of the same turn. On a CPU time is the processor time of this process, which other processes
 change less than the clock. Memory is the peak of one step: of tensors on a GPU, of the resident set on Linux. On a CPU
 the width is small, so that the head (width x vocabulary) is a larger share of the work than in a 7B model: the gain of
-`plain` over `hf` in time is larger here.
+`plain` over `hf` in time is larger here. `--model llava7b` has the shapes of LLaVA-1.5-7B with its vision tower, and
+`--batch 0` takes the largest power of two at which a step of every arm fits on the GPU.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from tga.alignment.tga import TGA
 from tga.data.collate import Batch
@@ -146,6 +148,43 @@ class Bench:
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
+def llava7b(device: torch.device, dtype: torch.dtype) -> LlavaForConditionalGeneration:
+    """The shapes of LLaVA-1.5-7B, Vicuna-7B and CLIP ViT-L/14-336, with random weights, made where they shall be."""
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=LAYERS, num_attention_heads=32,
+        num_key_value_heads=32, max_position_embeddings=4096,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=14 * SIDE,
+        patch_size=14,
+    )  # fmt: skip
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=32000)
+    with device:
+        return LlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
+
+
+def largest_batch(bench: Bench) -> int:
+    """The largest power of two at which a step of every arm fits on the device; 1 where not even that is known to."""
+    size = 1
+    while _fits(bench, 2 * size):
+        size *= 2
+    return size
+
+
+def _fits(bench: Bench, size: int) -> bool:
+    try:
+        for arm in ARMS:
+            bench.step(arm, size)()
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        for parameter in bench.model.parameters():
+            parameter.grad = None
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def measure(bench: Bench, batch: int, turns: int) -> dict[str, float]:
     """All figures, flat."""
     steps = {arm: bench.step(arm, batch) for arm in ARMS}
@@ -186,20 +225,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="flat numbers on stdout")
+    parser.add_argument("--model", default="small", choices=["small", "llava7b"], help="small: of --width")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=32000)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=2, help="0, on a GPU: the largest power of two that fits")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     chosen = parser.parse_args(arguments)
     torch.manual_seed(0)
     device, dtype = torch.device(chosen.device), getattr(torch, chosen.dtype)
-    model = llava_of_shape(chosen.width, LAYERS, SIDE, chosen.vocabulary).to(device, dtype)
+    if chosen.batch == 0 and device.type != "cuda":
+        parser.error("--batch 0 is for a GPU: a CPU has no such bound; name a batch")
+    if chosen.model == "llava7b":
+        model = llava7b(device, dtype)
+    else:
+        model = llava_of_shape(chosen.width, LAYERS, SIDE, chosen.vocabulary).to(device, dtype)
     freeze(model, LLAVA, ["projector"])
     model.model.multi_modal_projector.float()
-    values = measure(Bench(model, device), chosen.batch, chosen.turns)
-    settings = {"width": chosen.width, "vocabulary": chosen.vocabulary, "batch": chosen.batch, "turns": chosen.turns}
+    bench = Bench(model, device)
+    batch = chosen.batch or largest_batch(bench)
+    values = measure(bench, batch, chosen.turns)
+    text = model.config.text_config
+    settings = {"width": text.hidden_size, "vocabulary": text.vocab_size, "batch": batch, "turns": chosen.turns}
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     if chosen.json:
         print(json.dumps({**settings, "device": device_name, "threads": torch.get_num_threads(), **values}))

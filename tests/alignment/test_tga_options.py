@@ -139,6 +139,19 @@ def test_the_figure_is_the_cosine_whatever_the_form() -> None:
     assert torch.isnan(TGA((2,)).figures(none)["tga_cosine"])
 
 
+def test_the_retrieved_text_has_a_figure_of_its_own() -> None:
+    spans = made_spans()
+    assert spans.retrieved is not None
+    both = (spans.has_pair & spans.has_retrieved).nonzero().flatten().tolist()
+    retrieved, caption = spans.retrieved[1].numpy(), spans.caption[1].numpy()
+    expected = np.mean([cos(retrieved[i], caption[i]) for i in both])
+    figures = TGA((2,)).figures(spans)
+    assert figures["tga_retrieved_cosine"].item() == pytest.approx(expected, rel=1e-12)
+    assert figures["tga_retrieved_cosine"] != figures["tga_cosine"] and set(figures) == set(TGA((2,)).figure_names)
+    without = TGA((2,)).figures(dataclasses.replace(spans, retrieved=None))
+    assert torch.isnan(without["tga_retrieved_cosine"]) and without["tga_cosine"] == figures["tga_cosine"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

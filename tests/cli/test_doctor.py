@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny import write_tiny_llava_json, write_tiny_parts
-from tga.cli import doctor
+from tga.cli import doctor, half_precision
 from tga.cli.checks import Finding
 
 
@@ -90,3 +91,31 @@ def test_what_a_run_writes_first_is_not_missed(
 ) -> None:
     assert call(monkeypatch, tmp_path, "+experiment=mini", f"prepare.root={tmp_path}/world") == 0
     assert "writes its model and data" in " ".join(capsys.readouterr().out.split())
+
+
+def test_wrong_settings_are_named_before_the_run_has_written_what_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = f"prepare.root={tmp_path}/world"
+    assert call(monkeypatch, tmp_path, "+experiment=mini", world, "export=onnx", "training.learning_rate=-1") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Problem 2:" in shown and "onnx" in shown and "learning_rate=-1" in shown
+
+
+@pytest.mark.parametrize("times", [40, 1])
+def test_a_cpu_that_is_slow_at_bfloat16_is_warned_of(
+    times: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the run has not yet written what it reads; it stays a warning."""
+    seconds = {torch.bfloat16: times * 0.001, torch.float32: 0.001}
+    monkeypatch.setattr(half_precision, "product_s", seconds.__getitem__)
+    half = ["training.precision=bf16-mixed", "training.accelerator=cpu"]
+    paths = ["model.llm=llm", "model.vision_tower=vision_tower", "data.json=train.json", "data.image_root=images"]
+    for arguments in (["+experiment=mini", f"prepare.root={tmp_path}/world"], [*paths, "alignment=baseline"]):
+        assert call(monkeypatch, world, *arguments, *half) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"{times} ms for a matrix product that takes 1 ms in float32" in shown and "No problems found." in shown
+        warned = "Warning: bfloat16 takes about 40 times as long as float32" in shown
+        assert warned == ("training.precision=32-true is faster here" in shown) == (times == 40)
+    assert call(monkeypatch, world, *paths, "alignment=baseline", "training.accelerator=cpu") == 0
+    assert "bfloat16 on this CPU" not in capsys.readouterr().out

@@ -59,14 +59,16 @@ def test_a_run_that_can_start_is_described(world: Path) -> None:
 def test_all_problems_come_at_once(world: Path) -> None:
     overrides = [
         "training.learning_rate=-1", "model.train=[nose]", "alignment.layers=[2,9]", "data.json=elsewhere.json",
-        "ckpt_path=nothing.ckpt", "data.template=tokenizr", "model.dtype=float16",
+        "ckpt_path=nothing.ckpt", "data.template=tokenizr", "model.dtype=float16", "training.loggers=[paper]",
+        "training=deepspeed",
     ]  # fmt: skip
     with pytest.raises(UserError) as caught:
         require_ready(values(world, *overrides), print)
     message = str(caught.value)
     for part in ("learning_rate=-1", "nose", "[9]", "elsewhere.json", "nothing.ckpt", "tokenizr", "float16"):
         assert part in message
-    assert message.startswith("7 problems were found before anything was loaded:\n  1. ")
+    assert "Unknown logger" in message and "DeepSpeed" in message
+    assert message.startswith("9 problems were found before anything was loaded:\n  1. ")
     assert "tga-doctor" in message
 
 

@@ -15,7 +15,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from tests.tiny import write_tiny_llava_json, write_tiny_parts
 from tests.tiny_clip import random_captions, write_tiny_clip
-from tga.cli import train
+from tga.cli import half_precision, train
 from tga.cli.evaluate import main as evaluate_main
 from tga.cli.train import main
 from tga.training.base_model import BaseModel
@@ -228,7 +228,7 @@ METRIC = "+evaluation.metrics.image_dsr={file: q.jsonl, judge: refusal}"
         ([METRIC], "evaluation.root=DIR"),
     ],
 )
-def test_a_wrong_setting_is_found_before_anything_is_prepared_read_or_loaded(
+def test_a_wrong_setting_is_found_before_anything_is_prepared_or_loaded(
     arguments: list[str],
     said: str,
     world: Path,
@@ -238,12 +238,18 @@ def test_a_wrong_setting_is_found_before_anything_is_prepared_read_or_loaded(
     def heavy(*_: object, **__: object) -> None:
         raise AssertionError("too late")
 
-    for name in ("prepare", "require_ready", "_load", "ensure_index"):
+    for name in ("_load", "ensure_index"):
         monkeypatch.setattr(train, name, heavy)
     code = call(monkeypatch, world, *TINY, *CORPUS, *arguments)
     message = capsys.readouterr().err
     assert code == 1 and message.startswith("Error: ") and message.count("\n") == 1 and said in message, message
     assert not (world / "run").exists() and not (world / "index").exists()
+    # Where the run first writes what it reads, it does not begin to.
+    for name in ("prepare", "require_ready"):
+        monkeypatch.setattr(train, name, heavy)
+    prepared = ["prepare=mini", f"prepare.root={world}/mini"]
+    assert call(monkeypatch, world, *TINY, *CORPUS, *prepared, *arguments) == 1
+    assert capsys.readouterr().err == message
 
 
 def test_all_wrong_settings_are_told_at_once(
@@ -254,6 +260,36 @@ def test_all_wrong_settings_are_told_at_once(
     message = capsys.readouterr().err
     assert "5 problems were found" in message and message.count("\n") == 6
     assert all(part in message for part in ("float16", "onnx", "other", "nose", "a.ckpt"))
+
+
+def test_wrong_settings_data_and_model_are_told_at_once(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = [
+        "export=onnx", "training.learning_rate=-1", "data.json=elsewhere.json", "data.captions=none.txt",
+        "encoder.kind=word2vec", "model.llm=nowhere/llm", "model.vision_tower=nowhere/tower", "ckpt_path=a.ckpt",
+    ]  # fmt: skip
+    assert call(monkeypatch, world, *TINY, *CORPUS, *wrong) == 1
+    message = capsys.readouterr().err
+    for part in ("onnx", "learning_rate=-1", "elsewhere.json", "none.txt", "word2vec", "nowhere/llm", "a.ckpt"):
+        assert part in message, message
+    assert "nowhere/tower" in message and "8 problems were found before anything was loaded" in message
+    assert not (world / "run").exists() and not (world / "index").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cpu_that_is_slow_at_bfloat16_is_told_of_at_the_start(
+    dtype: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(half_precision, "product_s", {torch.bfloat16: 0.04, torch.float32: 0.001}.__getitem__)
+    half = ["training.precision=bf16-mixed", f"model.dtype={dtype}", "alignment=baseline", "training.max_steps=1"]
+    assert call(monkeypatch, world, *TINY, *half, "export=null") == 0
+    said = capsys.readouterr().err.splitlines()
+    [notice] = [line for line in said if "bfloat16 takes" in line]
+    assert notice == said[0] and notice.startswith("Notice: bfloat16 takes about 40 times as long as float32")
+    assert "training.precision=32-true" in notice and ("model.dtype=float32" in notice) == (dtype == "bfloat16")
+    assert call(monkeypatch, world, *TINY, "alignment=baseline", "training.max_steps=1", "run_dir=again") == 0
+    assert "bfloat16 takes" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

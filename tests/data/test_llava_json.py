@@ -56,6 +56,21 @@ def test_a_conversation_without_a_caption_has_none(root: Path) -> None:
     assert load(root, record("1", "<image>What?", "A cup.", "Where?", "There."))[0].caption is None
 
 
+def test_an_answer_without_its_question_and_a_question_without_its_answer_are_left_out(root: Path) -> None:
+    """Conversations that were cut out of longer ones, as some of the 665K."""
+    whole = record("1", "<image>\nWhat?", "A car.", "Old?", "No.")
+    cut = {**whole, "id": "2", "conversations": [{"from": "gpt", "value": "Hello."}, *whole["conversations"]]}
+    cut["conversations"].append({"from": "human", "value": "Thanks"})
+    one, two = load(root, whole, cut)
+    assert two.turns == one.turns and len(one.turns) == 4 and two.images == one.images
+    for lone in ("gpt", "human"):
+        with pytest.raises(UserError, match="does not alternate"):
+            load(root, {**whole, "conversations": [{"from": lone, "value": "Hello."}]})
+    twice = [whole["conversations"][0], *whole["conversations"]]
+    with pytest.raises(UserError, match="does not alternate"):
+        load(root, {**whole, "conversations": twice})
+
+
 def test_limit_keeps_the_first(root: Path) -> None:
     assert [s.id for s in load(root, *[record(str(i), "<image>", "A.") for i in range(5)], limit=2)] == ["0", "1"]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from tga.vlm.families import LLAVA
+from tga.vlm.families import LLAVA, component
 from tga.vlm.freezing import freeze
 from tools import bench_step
 from tools.bench_steering import llava_of_shape
@@ -36,6 +37,40 @@ def test_the_arms_do_the_same_work(bench: bench_step.Bench) -> None:
     assert len(runs) == 1
     bench.step("online", 1)()
     assert len(runs) == 3
+
+
+def test_the_batch_is_the_largest_power_of_two_that_every_arm_fits(
+    bench: bench_step.Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried: list[tuple[str, int]] = []
+
+    def step(arm: str, size: int) -> Callable[[], None]:
+        def run() -> None:
+            tried.append((arm, size))
+            if size > (11 if arm == "hf" else 16):
+                raise torch.OutOfMemoryError
+
+        return run
+
+    monkeypatch.setattr(bench, "step", step)
+    assert bench_step.largest_batch(bench) == 8
+    assert tried[-1] == ("hf", 16) and {arm for arm, _ in tried} == set(bench_step.ARMS)
+    with pytest.raises(SystemExit):
+        bench_step.main(["--batch", "0"])
+    assert "--batch 0 is for a GPU" in capsys.readouterr().err
+
+
+def test_llava7b_has_the_shapes_of_llava7b() -> None:
+    """Laid out without its weights: 6.7 G in the decoder with its head, 0.3 G in the tower, 21 M in the projector."""
+    model = bench_step.llava7b(torch.device("meta"), torch.bfloat16)
+    parts = {name: component(model, getattr(LLAVA, name)) for name in ("decoder_layers", "vision_tower", "projector")}
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    assert sizes["projector"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+    assert sizes["decoder_layers"] == 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
+    assert 0.30e9 < sizes["vision_tower"] < 0.31e9
+    assert next(model.parameters()).dtype == torch.bfloat16
+    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    assert side**2 == bench_step.IMAGE == 576
 
 
 def test_the_figures(bench: bench_step.Bench) -> None:

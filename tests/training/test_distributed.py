@@ -18,7 +18,7 @@ from tga.errors import UserError
 from tga.training import distributed
 from tga.training.callbacks import read_metrics
 from tga.training.checkpoint import latest_checkpoint, read_checkpoint
-from tga.training.distributed import Processes, launched, means, start_processes, trainer_strategy
+from tga.training.distributed import Processes, check_deepspeed, launched, means, start_processes
 from tga.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,15 +63,15 @@ def test_many_processes_for_one_device_are_refused(monkeypatch: pytest.MonkeyPat
         start_processes("single", "cpu")
 
 
-def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning.pytorch import strategies
-
-    def absent(**_: Any) -> None:
-        raise ModuleNotFoundError("To use the DeepSpeedStrategy, you must have DeepSpeed installed.")
-
-    monkeypatch.setattr(strategies, "DeepSpeedStrategy", absent)
+def test_deepspeed_is_refused_where_it_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install deepspeed, or training=fsdp2"):
-        trainer_strategy("deepspeed", Processes(0, 2, 0, 2), all_parameters_used=True)
+        check_deepspeed("auto")
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_deepspeed("auto")
+    with pytest.raises(UserError, match="CUDA devices alone.*accelerator=cpu.*training=fsdp2"):
+        check_deepspeed("cpu")
 
 
 def test_the_guide_gradient_is_not_measured_on_shares() -> None:

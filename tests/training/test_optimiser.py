@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,6 +50,12 @@ def test_a_first_step_moves_each_part_by_its_rate(tmp_path: Path) -> None:
 
 class Trainer:
     global_step = 3
+
+
+def test_gradients_that_deepspeed_has_taken_away_are_not_missed() -> None:
+    model, _ = tiny_llava()
+    guard, module = FiniteGradients(), SimpleNamespace(model=model)
+    guard.on_before_optimizer_step(SimpleNamespace(global_step=0), module, None)  # type: ignore[arg-type]
 
 
 def test_a_gradient_that_is_not_finite_names_the_samples_of_the_step(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class TGA:
 
     token_layers: ClassVar[tuple[int, ...]] = ()
     frozen_language_model_only: ClassVar[bool] = False
-    figure_names: ClassVar[tuple[str, ...]] = ("tga_cosine",)
+    figure_names: ClassVar[tuple[str, ...]] = ("tga_cosine", "tga_retrieved_cosine")
 
     layers: tuple[int, ...]
     pair_weight: float = 1.0
@@ -118,10 +118,19 @@ class TGA:
 
     @torch.no_grad()
     def figures(self, spans: Spans) -> dict[str, Tensor]:
-        """`tga_cosine`: mean of cos(I, C), centred where the loss is, over the layers and the samples with a pair."""
+        """The cosine of each term, centred where the loss is: means over the layers and the samples that have both.
+
+        `tga_cosine` is cos(I, C), which the pair term raises; `tga_retrieved_cosine` is cos(R, C), which the ranking
+        term wants below it.
+        """
         spans = spans.select(self.layers)
-        values = cosine(self._centred(spans.image), self._centred(spans.caption)).mean(dim=0)
-        return {"tga_cosine": figure(values, spans.has_pair)}
+        caption = self._centred(spans.caption)
+        values = cosine(self._centred(spans.image), caption).mean(dim=0)
+        found = {"tga_cosine": figure(values, spans.has_pair)}
+        if spans.retrieved is None:
+            return found | {"tga_retrieved_cosine": torch.full_like(found["tga_cosine"], float("nan"))}
+        values = cosine(self._centred(spans.retrieved), caption).mean(dim=0)
+        return found | {"tga_retrieved_cosine": figure(values, spans.has_pair & spans.has_retrieved)}
 
     def _pair(self, image: Tensor, text: Tensor, present: Tensor, group: Tensor | None) -> Tensor:
         """The pair term of one target, a scalar: mean over the samples present."""

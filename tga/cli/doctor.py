@@ -16,7 +16,9 @@ from rich.table import Table
 from tga.cli.common import hydra_command, plain
 from tga.cli.data import read_samples
 from tga.cli.environment import environment
+from tga.cli.half_precision import bfloat16_on_cpu
 from tga.cli.preflight import Checked, preflight
+from tga.cli.setting_checks import setting_problems
 from tga.errors import UserError
 
 
@@ -59,10 +61,13 @@ def _check_run(config: DictConfig) -> Checked | None:
         return _check_data(OmegaConf.to_container(config.data, resolve=True))
     values = plain(config)
     if (waiting := _to_be_written(values)) is not None:
-        found = Checked()
+        found = Checked(setting_problems(values))
         found.facts.append(("prepare", f"the run writes its model and data to {waiting} when it starts"))
-        return found
-    return preflight(values)
+    else:
+        found = preflight(values)
+    if (half := bfloat16_on_cpu(values)) is not None:
+        found.take(half)
+    return found
 
 
 def _check_data(data: Any) -> Checked:

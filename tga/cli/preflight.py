@@ -172,7 +172,12 @@ def _check_model(
     """The model's outline, and what needs it: layers, what trains, a prompt, memory, disk."""
     base = BaseModel(**{name: values["model"][name] for name in BASE_FIELDS})
     dtype = DTYPES.get(values["model"]["dtype"], torch.float32)
-    model, processor = base.outline(dtype=dtype)
+    outline = checked.ask(lambda: base.outline(dtype=dtype))
+    if outline is None:
+        for check in base.part_checks():
+            checked.ask(check)
+        return
+    model, processor = outline
     family = family_of(model)
     layers = num_layers(model, family)
     pictures = Pictures(processor, family)

@@ -23,8 +23,10 @@ from tga.errors import UserError
 from tga.evaluation.suite import metrics_from_config
 from tga.export.run import FORMATS
 from tga.training.base_model import BaseModel
+from tga.training.distributed import check_deepspeed
 from tga.training.resume import checkpoint_to_continue
 from tga.training.settings import ACCELERATORS, check_precision
+from tga.training.trainer import check_loggers
 from tga.vlm.chat_templates import TEMPLATES
 from tga.vlm.freezing import check_parts
 
@@ -44,6 +46,8 @@ def setting_problems(values: Mapping[str, Any]) -> list[UserError]:
         lambda: lora_settings(model["lora"]),
         lambda: check_precision(values["training"]["precision"], DTYPES.get(model["dtype"], torch.float32)),
         lambda: _check_device(values["training"]["accelerator"]),
+        lambda: check_loggers(values["training"]["loggers"]),
+        lambda: _check_strategy(values["training"]),
         lambda: _check_attention(model["attn_implementation"]),
         lambda: with_located_layers(alignment),
         lambda: _check_retrieval(values["data"], alignment),
@@ -88,6 +92,11 @@ def _check_device(accelerator: Any) -> None:
     if accelerator == "cuda" and not torch.cuda.is_available():
         remedy = "training.accelerator=auto, or a torch build for the GPU of this machine"
         raise UserError("torch finds no CUDA device here", given="training.accelerator=cuda", remedy=remedy)
+
+
+def _check_strategy(training: Mapping[str, Any]) -> None:
+    if training["strategy"] == "deepspeed":
+        check_deepspeed(training["accelerator"])
 
 
 def _check_attention(implementation: Any) -> None:

@@ -23,6 +23,7 @@ from tga.alignment.objective import Objective
 from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
 from tga.cli.common import config_hash, hydra_command, plain, prepare, start_run, write_summary
 from tga.cli.data import read_samples, source_of
+from tga.cli.half_precision import bfloat16_on_cpu
 from tga.cli.locks import exclusive
 from tga.cli.preflight import require_ready, require_settings
 from tga.cli.train_config import (
@@ -95,7 +96,9 @@ def main(config: DictConfig) -> Path | None:
     config.run_dir = agreed(str(config.run_dir))  # its default is a time, which each process has its own of
     console = terminal() if processes.first else Console(quiet=True)
     values = plain(config)
-    require_settings(values)
+    if values["prepare"].get("_target_") is not None:
+        require_settings(values)  # what it writes is not there yet: the rest can be looked at behind it only
+    _say_slow_precision(values, console)
     with watch.stage("prepare"):
         prepare(config)
     with watch.stage("load"):
@@ -152,6 +155,13 @@ def main(config: DictConfig) -> Path | None:
     write_summary(run_dir, summary, config)
     print_outcome(summary, measured, result, exported, run_dir)
     return run_dir
+
+
+def _say_slow_precision(values: Mapping[str, Any], console: Console) -> None:
+    """One notice where the run would compute in bfloat16 on a CPU that is slow at it; no error, as it does compute."""
+    found = None if console.quiet else bfloat16_on_cpu(values)
+    if found is not None and found.warning is not None:
+        console.print(f"Notice: {found.warning}", soft_wrap=True, highlight=False)
 
 
 def _load(values: Mapping[str, Any], base: BaseModel, samples: Sequence[Sample]) -> Loaded:

@@ -111,7 +111,11 @@ def to_sample(record: Record) -> Sample:
 
 
 def _turns(record: Record) -> list[Turn] | Problem:
-    """User and assistant in turn, or why not."""
+    """User and assistant in turn, or why not.
+
+    An answer at the beginning that no question leads to, and a question at the end without an answer, are left out, as
+    LLaVA's own code does for its 665K: nothing is learnt from either.
+    """
     entries = record.conversations
     if entries is None:
         entries = [{"from": "human", "value": ""}, {"from": "gpt", "value": record.caption}]
@@ -121,6 +125,9 @@ def _turns(record: Record) -> list[Turn] | Problem:
         return Problem(MALFORMED, FORM)
     if not all(isinstance(turn.text, str) for turn in turns):
         return Problem(MALFORMED, FORM)
+    if record.conversations is not None:
+        turns = turns[bool(turns) and turns[0].role == "assistant" :]
+        turns = turns[: len(turns) - (bool(turns) and turns[-1].role == "user")]
     if not turns or len(turns) % 2 or any(turn.role != ("user", "assistant")[i % 2] for i, turn in enumerate(turns)):
         return Problem(MALFORMED, "does not alternate between human and gpt, beginning with human")
     if any(IMAGE_MARKER in turn.text for turn in turns if turn.role == "assistant"):

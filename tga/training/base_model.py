@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import torch
 from tga.errors import UserError
 from tga.vlm.assemble import assemble_llava, load_vlm
 from tga.vlm.families import family_of
-from tga.vlm.outline import outline_llava, outline_vlm
+from tga.vlm.outline import check_llm, check_vision_tower, outline_llava, outline_vlm
 from tga.vlm.pretrained import stored_dtype
-from tga.vlm.projector_files import fitting_projector, import_projector
+from tga.vlm.projector_files import fitting_projector, import_projector, projector_files
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,16 @@ class BaseModel:
         if self.projector is not None:
             fitting_projector(model, family_of(model), self.projector)
         return model, processor
+
+    def part_checks(self) -> list[Callable[[], object]]:
+        """Checks of the parts one by one: an outline stops at the first that is wrong, and there may be more."""
+        checks: list[Callable[[], object]] = []
+        if self.vlm is None:
+            assert self.llm is not None and self.vision_tower is not None
+            checks += [partial(check_llm, self.llm), partial(check_vision_tower, self.vision_tower)]
+        if self.projector is not None:
+            checks.append(partial(projector_files, Path(self.projector)))
+        return checks
 
     def stored_dtype(self) -> torch.dtype:
         """The dtype in which the language model is stored; float32 where its config does not say."""

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 class ProgressBar(lightning.Callback):
-    """Steps, loss terms and samples/s: a bar on a terminal, a line every `line_every_s` seconds elsewhere."""
+    """Steps, loss terms, figures (the cosines among them), samples/s and the time left.
+
+    A bar on a terminal, a line every `line_every_s` seconds elsewhere.
+    """
 
     def __init__(
         self, throughput: Throughput, total_steps: int, *, console: Console, line_every_s: float = 20.0
@@ -98,10 +102,12 @@ class ProgressBar(lightning.Callback):
         self._bar: Progress | None = None
         self._task: Any = None
         self._last_shown = 0.0
+        self._first_step = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Show the bar where somebody sees it."""
         self._last_shown = time.perf_counter()
+        self._first_step = trainer.global_step
         if self.console.is_terminal:
             columns = (
                 TextColumn("training"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -120,14 +126,21 @@ class ProgressBar(lightning.Callback):
         if now - self._last_shown < interval and not trainer.is_last_batch:
             return
         self._last_shown = now
-        text = " ".join(f"{name} {value.item():.3f}" for name, value in outputs["terms"].items())
+        shown = {name: value.item() for name, value in {**outputs["terms"], **outputs["figures"]}.items()}
+        text = " ".join(f"{name} {value:.3f}" for name, value in shown.items() if not math.isnan(value))
         text += f"  {self.throughput.samples_per_s:.1f} samples/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, text=text)
-        else:
-            self.console.print(
-                f"step {trainer.global_step}/{self.total_steps}  {text}", highlight=False, soft_wrap=True
-            )
+            return
+        line = f"step {trainer.global_step}/{self.total_steps}  {text}  {self._time_left(trainer.global_step)}"
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _time_left(self, step: int) -> str:
+        """At the pace since this process started, `ETA 1:02:03`."""
+        done = step - self._first_step
+        if not done:
+            return "ETA -:--:--"
+        return f"ETA {timedelta(seconds=round(self.throughput.seconds / done * max(0, self.total_steps - step)))}"
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Leave the finished bar on the screen."""

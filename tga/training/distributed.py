@@ -7,6 +7,7 @@ here then does nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -148,14 +149,28 @@ def means(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     return {n: s / c if c else math.nan for n, s, c in zip(names, sums[0].tolist(), sums[1].tolist(), strict=True)}
 
 
+def check_deepspeed(accelerator: str) -> None:
+    """Refuse DeepSpeed where it cannot start.
+
+    Raises:
+        UserError: it is not installed, or there is no CUDA device for it.
+    """
+    instead = "training=fsdp2, which needs nothing more"
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("DeepSpeed is not installed", remedy=f"pip install deepspeed, or {instead}")
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        raise UserError(
+            "DeepSpeed trains on CUDA devices alone, and here is none to train on",
+            given=f"training.strategy=deepspeed, training.accelerator={accelerator}",
+            remedy=f"a machine with GPUs, or {instead}",
+        )
+
+
 def trainer_strategy(strategy: str, processes: Processes, *, all_parameters_used: bool) -> Any:
     """What `lightning.Trainer(strategy=...)` takes.
 
     Args:
         all_parameters_used: every trained parameter gets a gradient from every batch; DDP asks less then.
-
-    Raises:
-        UserError: DeepSpeed is not installed.
     """
     from lightning.pytorch import strategies
 
@@ -166,13 +181,7 @@ def trainer_strategy(strategy: str, processes: Processes, *, all_parameters_used
             data_parallel_size=processes.size, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     if strategy == "deepspeed":
-        try:
-            return strategies.DeepSpeedStrategy(stage=2, exclude_frozen_parameters=True)
-        except ImportError as error:
-            raise UserError(
-                "DeepSpeed is not installed",
-                remedy="pip install deepspeed, or training=fsdp2, which needs nothing more",
-            ) from error
+        return strategies.DeepSpeedStrategy(stage=2, exclude_frozen_parameters=True)
     return "auto"
 
 

@@ -16,7 +16,7 @@ class FiniteGradients(lightning.Callback):
     """Checks the gradients before each optimiser step: a finite loss may have a gradient that is not.
 
     Weights that became NaN would otherwise show in the next loss, at samples that are not to blame. (A loss that is
-    not finite stops the step itself, see `tga.training.module`.)
+    not finite stops the step itself, see `tga.training.module`; under DeepSpeed that check is the only one.)
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,11 @@ class FiniteGradients(lightning.Callback):
             UserError: with the parameters' and the samples' names.
         """
         gradients = {name: p.grad for name, p in trainable_parameters(pl_module.model).items() if p.grad is not None}
-        norms = torch._foreach_norm(list(gradients.values()))
-        finite = [torch.isfinite(norm) for norm in norms]
         ids, self._ids = self._ids, []
-        if finite and not torch.stack(finite).all():
+        if not gradients:  # DeepSpeed takes them away into buffers of its own as soon as they are there
+            return
+        finite = [torch.isfinite(norm) for norm in torch._foreach_norm(list(gradients.values()))]
+        if not torch.stack(finite).all():
             wrong = [name for name, good in zip(gradients, finite, strict=True) if not good]
             raise UserError(
                 f"The gradient is not finite at step {trainer.global_step} ({', '.join(wrong[:4])})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -52,24 +53,28 @@ def build_trainer(
     )
 
 
+def check_loggers(names: Sequence[str]) -> None:
+    """Refuse a logger that does not exist or is not installed.
+
+    Raises:
+        UserError: naming it.
+    """
+    for name in names:
+        if name not in LOGGERS:
+            allowed = ", ".join(LOGGERS)
+            raise UserError("Unknown logger", given=name, allowed=allowed, remedy="training.loggers=[...]")
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"The logger {name} is not installed", remedy=f"pip install {name}, or training.loggers=[]")
+
+
 def _loggers(names: Sequence[str], run_dir: Path) -> list[Logger]:
     """The loggers asked for, beside metrics.jsonl; they write into the run directory."""
     makers: dict[str, Any] = {
         "tensorboard": lambda: TensorBoardLogger(run_dir, name="tensorboard", version=""),
         "wandb": lambda: WandbLogger(name=run_dir.name, save_dir=run_dir, project="tga"),
     }
-    found = []
-    for name in names:
-        try:
-            found.append(makers[name]())
-        except KeyError as error:
-            allowed = ", ".join(LOGGERS)
-            raise UserError("Unknown logger", given=name, allowed=allowed, remedy="training.loggers=[...]") from error
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"The logger {name} is not installed", remedy=f"pip install {name}, or training.loggers=[]"
-            ) from error
-    return found
+    check_loggers(names)
+    return [makers[name]() for name in names]
 
 
 @contextmanager

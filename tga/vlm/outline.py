@@ -61,6 +61,20 @@ def outline_llava(
     return model.eval(), processor
 
 
+def check_llm(llm: str) -> None:
+    """Raise a UserError for a language model that does not exist, or lacks files, whatever the other parts are."""
+    pretrained(AutoConfig, llm, remedy=SET_LLM)
+    load_tokenizer(llm)
+    require_weights(llm, remedy=SET_LLM)
+
+
+def check_vision_tower(vision_tower: str) -> None:
+    """Raise a UserError for a vision tower that does not exist, or lacks files, whatever the other parts are."""
+    load_vision_config(vision_tower)
+    load_image_processor(vision_tower)
+    require_weights(vision_tower, remedy=SET_TOWER)
+
+
 def outline_vlm(path: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
     """What `tga.vlm.assemble.load_vlm` would load: a model on the meta device, and its processor.
 

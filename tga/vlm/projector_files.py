@@ -10,7 +10,8 @@ LLaVA names the linear layers by their places in an `nn.Sequential`; the names o
     model.mm_projector.2.bias      multi_modal_projector.linear_2.bias    [width]
 
 All names, shapes and, where a config.json lies beside the file, the settings of the vision features are compared
-before anything is loaded: the same shapes fed from another layer of the vision tower would load and see nothing.
+before anything is loaded: the same shapes fed from another layer of the vision tower would load and see nothing. So
+would one that was trained for another language model (`tga.vlm.projector_origin`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from tga.errors import UserError
 from tga.vlm.families import Family, component
+from tga.vlm.projector_origin import compare_origin
 
 PROJECTOR_FILE = "mm_projector.bin"
 PREFIX = "model.mm_projector."
@@ -61,7 +63,7 @@ def read_projector(path: str | Path, family: Family) -> dict[str, Tensor]:
     """
     place = Path(path)
     found: dict[str, Tensor] = {}
-    for file in _files(place):
+    for file in projector_files(place):
         if file.suffix == ".safetensors":
             found |= _from_safetensors(file, family)
         else:
@@ -111,6 +113,7 @@ def fitting_projector(model: PreTrainedModel, family: Family, path: str | Path) 
             allowed=f"the model's {_listed(expected)}",
             remedy="name the language model and the vision tower that the projector was trained for",
         )
+    compare_origin(model.config, Path(path))
     return {inner_names[name]: value for name, value in state.items()}
 
 
@@ -119,8 +122,12 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _files(place: Path) -> list[Path]:
-    """The files to read: the projector's own, or all that the weights of a whole model are spread over."""
+def projector_files(place: Path) -> list[Path]:
+    """The files to read: the projector's own, or all that the weights of a whole model are spread over.
+
+    Raises:
+        UserError: there are none.
+    """
     if place.is_file():
         return [place]
     if (place / PROJECTOR_FILE).is_file():
