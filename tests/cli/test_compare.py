@@ -245,6 +245,15 @@ def test_resampled_differences_scenes_and_means_over_layers(
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["tga_gap_mean"] == pytest.approx(2.5)
 
 
+@pytest.mark.parametrize(("given", "jobs", "expected"), [(None, 2, 4), ("3", 2, 3), ("16", 2, 4), ("", 16, 1)])
+def test_threads(given: str | None, jobs: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert compare.threads_of_each(jobs) == expected
+
+
 def test_two_comparisons_in_one_directory_are_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[Cell], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,7 +287,7 @@ def test_one_seed_says_that_there_are_no_intervals(
         (["seed=3"], ["seed=3", "seeds=[0,1,2]"]),
         (["alignment=tga"], ["alignment=tga", "methods=[baseline,tga]"]),
         (["alignment.pair_wait=3"], ["pair_wait"]),
-        (["methods=[baseline,tga_short]", STEERED], ["tga_short stands on", "Given: tga", "methods=[...]"]),
+        (["methods=[baseline,tga_short]", STEERED], ["tga_short stands on what", "Given: tga", "methods=[...]"]),
         (["methods=[tga,tga_short]", "+steered.tga_short={of: tga}"], ["not well described", "overrides"]),
         (["methods=[tga,tga_paper]", "+steered.tga_paper={of: tga, overrides: ['a=1']}"], ["name of another method"]),
         (["methods=[tga,tga_low]", "+variants.tga_low={of: tga, overrides: []}"], ["A variant is not well described"]),
@@ -289,7 +298,7 @@ def test_one_seed_says_that_there_are_no_intervals(
                 "+variants.x={of: y, overrides: ['name=x']}",
                 "+variants.y={of: tga, overrides: ['name=y']}",
             ],
-            ["variant x stands on", "Given: y"],
+            ["variant x stands on", "Given: y", "another `of`"],
         ),
         (["methods=[x]", "+variants.x={of: tga, overrides: ['seed=1']}"], ["variant x sets", "seed", "variants.NAME"]),
         (["methods=[x]", "+variants.x={of: tga, overrides: ['trayning.epochs=1']}"], ["trayning"]),

@@ -74,7 +74,7 @@ def _run(cells: Sequence[Cell], jobs: int) -> None:
     """Run the cells with a progress bar; UserError that names each failed one, after all have ended."""
     if not cells:
         return
-    threads = max(1, (os.cpu_count() or 1) // min(jobs, len(cells)))
+    threads = threads_of_each(min(jobs, len(cells)))
     with tqdm(total=len(cells), desc="runs", unit="run") as bar:
         bar.write(f"{len(cells)} runs, {min(jobs, len(cells))} at a time with {threads} threads each; logs: */{LOG}")
 
@@ -94,6 +94,12 @@ def _run(cells: Sequence[Cell], jobs: int) -> None:
             f"{len(failed)} of {len(cells)} runs failed; the others are kept. {'; '.join(said)}",
             remedy=f"mend the cause and call this again; the first one alone: {shlex.join(failed[0].cell.command)}",
         )
+
+
+def threads_of_each(jobs: int) -> int:
+    """An equal share of the cores, and no more than OMP_NUM_THREADS where that is set."""
+    share = (os.cpu_count() or 1) // jobs
+    return max(1, min(share, int(os.environ.get("OMP_NUM_THREADS") or share)))
 
 
 def _line(outcome: Outcome) -> str:

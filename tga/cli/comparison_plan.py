@@ -92,6 +92,7 @@ def _check_entry(kind: str, name: str, entry: Any, *, taken: Sequence[str], belo
     taken: names that it may not have. below: the methods that it may stand on.
     """
     group, command = ("variants", "tga-train") if kind == "variant" else ("steered", "tga-evaluate")
+    where = "another `of`" + ("" if kind == "variant" else ", or methods=[...] with this one among them")
     remedy = f"'+{group}.NAME={{of: METHOD, overrides: [\"KEY=VALUE\"]}}'"
     listed = entry.get("overrides") if isinstance(entry, Mapping) else None
     if not isinstance(entry, Mapping) or set(entry) != ENTRY_KEYS or not isinstance(listed, list) or not listed:
@@ -101,10 +102,8 @@ def _check_entry(kind: str, name: str, entry: Any, *, taken: Sequence[str], belo
         problem = f"A {kind} has the name of another method"
         raise UserError(problem, given=name, allowed=f"any but {', '.join(taken)}", remedy=remedy)
     if entry["of"] not in below:
-        problem = f"The {kind} {name} stands on a method that is not trained here"
-        raise UserError(
-            problem, given=entry["of"], allowed=", ".join(below), remedy="methods=[...] with it, or another `of`"
-        )
+        problem = f"The {kind} {name} stands on what it cannot"
+        raise UserError(problem, given=entry["of"], allowed=", ".join(below), remedy=where)
 
 
 def plan_runs(values: Mapping[str, Any], overrides: Sequence[str], run_dir: Path) -> list[PlannedRun]:
