@@ -83,7 +83,8 @@ def test_comparisons_share_the_runs_that_they_have_in_common() -> None:
 
 
 def test_random_layers_are_those_that_the_file_says() -> None:
-    rng, pairs = random.Random(0), []
+    rng = random.Random(0)
+    pairs: list[list[int]] = []
     while len(pairs) < 3:
         pair = sorted(rng.sample(range(7), 2))
         pairs += [pair] if pair not in [[3, 4], *pairs] else []
