@@ -17,8 +17,9 @@ from tga.evaluation.cell_runs import Outcome
 from tga.evaluation.cells import Cell, write_record
 
 PARTS = ["model.llm=a", "model.vision_tower=b", "data.json=c", "data.image_root=d"]
-DSR = {"baseline": 0.1, "tga": 0.5, "tga_centred": 0.7, "tga_short": 0.8, "base_short": 0.3}
+DSR = {"baseline": 0.1, "tga": 0.5, "tga_centred": 0.7, "tga_short": 0.8, "tga_low": 0.3, "low_short": 0.4}
 STEERED = "+steered.tga_short={of: tga, overrides: ['evaluation.limit=3']}"
+VARIANT = "+variants.tga_low={of: tga, overrides: ['alignment.layers=[0]', 'alignment.pair_weight=5']}"
 
 
 def call(monkeypatch: pytest.MonkeyPatch, directory: Path, *arguments: str) -> int:
@@ -188,6 +189,40 @@ def test_a_steered_method_is_the_trained_checkpoint_under_other_settings(
     assert [(cell.method, cell.seed) for cell in runs[7:]] == [("tga", 0), ("tga_short", 0)]
 
 
+def test_a_variant_is_a_trained_method_under_overrides_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[Cell], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shortened = "+steered.low_short={of: tga_low, overrides: ['evaluation.limit=3']}"
+    settings = [*PARTS, VARIANT, shortened, "seeds=[0]", "run_dir=out", "alignment.pair_weight=2", "seeds=[3]"]
+    assert call(monkeypatch, tmp_path, *settings, "methods=[low_short,baseline,tga,tga_low]") == 0
+    assert [cell.method for cell in runs] == ["baseline", "tga", "tga_low", "low_short"]
+    variant, steered = runs[2], runs[3]
+    before = ["export=null", *PARTS, "alignment=tga", "seed=3", "alignment.pair_weight=2"]
+    own = ["alignment.layers=[0]", "alignment.pair_weight=5"]
+    assert variant.command[3:-1] == (*before, *own), "its own overrides come last, so they win"
+    assert directory_of(variant) == "tga_low-seed3" and variant.config_hash != runs[1].config_hash
+    assert steered.after == variant
+    assert "tga_low: tga, trained with alignment.layers=[0] alignment.pair_weight=5." in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["tga_low_minus_baseline_image_dsr_mean"] == pytest.approx(0.2)
+
+
+def test_comparisons_of_one_directory_share_runs_and_keep_their_tables_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[Cell], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*PARTS, "seeds=[0]", "run_dir=out"]
+    assert call(monkeypatch, tmp_path, *settings, "methods=[baseline,tga]") == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    other = [VARIANT, "methods=[baseline,tga_low]", "report_dir=out/low"]
+    assert call(monkeypatch, tmp_path, *settings, *other) == 0
+    assert [cell.method for cell in runs] == ["baseline", "tga", "tga_low"], "the baseline is there"
+    assert (tmp_path / "out" / "table.md").read_text() == table and "tga_low" not in table
+    assert capsys.readouterr().out.splitlines()[-1] == f"Output directory: {tmp_path / 'out' / 'low'}"
+    written = {path.name for path in (tmp_path / "out" / "low").iterdir()}
+    assert written == {"config.yaml", "summary.json", "table.md", "report.html"}
+    assert "tga_low" in (tmp_path / "out" / "low" / "table.md").read_text()
+
+
 def test_resampled_differences_scenes_and_means_over_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[Cell], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +243,15 @@ def test_resampled_differences_scenes_and_means_over_layers(
     assert "Not significant (the 95 % interval holds zero): tga - baseline in gap." in out
     assert call(monkeypatch, tmp_path, *PARTS, *settings, "safety_layers=all", "run_dir=out") == 0
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["tga_gap_mean"] == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(("given", "jobs", "expected"), [(None, 2, 4), ("3", 2, 3), ("16", 2, 4), ("", 16, 1)])
+def test_threads(given: str | None, jobs: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert compare.threads_of_each(jobs) == expected
 
 
 def test_two_comparisons_in_one_directory_are_refused_before_anything_is_written(
@@ -243,9 +287,22 @@ def test_one_seed_says_that_there_are_no_intervals(
         (["seed=3"], ["seed=3", "seeds=[0,1,2]"]),
         (["alignment=tga"], ["alignment=tga", "methods=[baseline,tga]"]),
         (["alignment.pair_wait=3"], ["pair_wait"]),
-        (["methods=[baseline,tga_short]", STEERED], ["tga_short stands on", "Given: tga", "methods=[...]"]),
+        (["methods=[baseline,tga_short]", STEERED], ["tga_short stands on what", "Given: tga", "methods=[...]"]),
         (["methods=[tga,tga_short]", "+steered.tga_short={of: tga}"], ["not well described", "overrides"]),
-        (["methods=[tga,tga_paper]", "+steered.tga_paper={of: tga, overrides: ['a=1']}"], ["name of a trained"]),
+        (["methods=[tga,tga_paper]", "+steered.tga_paper={of: tga, overrides: ['a=1']}"], ["name of another method"]),
+        (["methods=[tga,tga_low]", "+variants.tga_low={of: tga, overrides: []}"], ["A variant is not well described"]),
+        (["methods=[tga,regap]", "+variants.regap={of: tga, overrides: ['seed=1']}"], ["name of another method"]),
+        (
+            [
+                "methods=[tga,x,y]",
+                "+variants.x={of: y, overrides: ['name=x']}",
+                "+variants.y={of: tga, overrides: ['name=y']}",
+            ],
+            ["variant x stands on", "Given: y", "another `of`"],
+        ),
+        (["methods=[x]", "+variants.x={of: tga, overrides: ['seed=1']}"], ["variant x sets", "seed", "variants.NAME"]),
+        (["methods=[x]", "+variants.x={of: tga, overrides: ['trayning.epochs=1']}"], ["trayning"]),
+        (["+comparison=laiers"], ["laiers", "layers"]),
         (["methods=[tga,x]", "+steered.x={of: tga, overrides: ['dtypo=float32']}"], ["dtypo"]),
         (["methods=[tga,x]", "+steered.x={of: tga, overrides: ['models={a: b}']}"], ["sets what the comparison sets"]),
         (["training.max_stepz=3"], ["max_stepz"]),

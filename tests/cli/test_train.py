@@ -127,6 +127,20 @@ def test_stored_targets_give_the_losses_of_online_ones(
         assert [row[key] for row in rows["stored"]] == pytest.approx([row[key] for row in rows["online"]], rel=1e-5)
 
 
+def test_swapped_words_change_the_losses_and_belong_to_the_run(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*TINY, "alignment=baseline", "training.max_steps=2", "export=null"]
+    losses = []
+    for number, share in enumerate(("0", "1.0")):
+        assert call(monkeypatch, world, *arguments, f"data.swapped_words={share}", f"run_dir=run{number}") == 0
+        losses.append([row["loss_lm"] for row in read_metrics(world / f"run{number}" / "metrics.jsonl")])
+    assert losses[0] != losses[1]
+    capsys.readouterr()
+    assert call(monkeypatch, world, *arguments, "data.swapped_words=0", "run_dir=run1", "ckpt_path=last") == 1
+    assert "swapped_words was 1.0 and is not set" in capsys.readouterr().err
+
+
 def test_llava7b_runs_with_tiny_parts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [
         "+experiment=llava7b", *TINY[:4], "run_dir=run", "data.captions=null", "data.neighbours=neighbours.parquet",

@@ -38,7 +38,7 @@ PACKAGES = (
     "sentence-transformers", "faiss-cpu", "faiss-gpu", "pyarrow", "safetensors", "numpy", "pillow",
 )  # fmt: skip
 # Where a run stands and how it is continued is not part of what it computes.
-NOT_HASHED = ("run_dir", "ckpt_path")
+NOT_HASHED = ("run_dir", "report_dir", "ckpt_path")
 
 
 def hydra_command(
@@ -218,9 +218,9 @@ def prepare(config: DictConfig) -> None:
         instantiate(config.prepare)
 
 
-def start_run(config: DictConfig) -> Path:
-    """Make `config.run_dir`, leave the resolved config there as config.yaml and return the directory (absolute)."""
-    directory = Path(config.run_dir).absolute()
+def start_run(config: DictConfig, directory: str | Path | None = None) -> Path:
+    """Make `directory` (by default `config.run_dir`) with the resolved config as config.yaml; its absolute path."""
+    directory = Path(config.run_dir if directory is None else directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     with atomic_path(directory / "config.yaml") as path:
         path.write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")

@@ -1,6 +1,7 @@
 """tga-compare: methods x seeds, each one run of tga-train; means and paired differences with 95 % intervals.
 
-A method may also be a steered one: the checkpoint of a trained method under further overrides of tga-evaluate.
+A method may also be a variant, a trained method under further overrides of tga-train, or a steered one: the checkpoint
+of a trained method under further overrides of tga-evaluate.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
-from tga.cli.comparison_plan import check_comparison, plan_runs
+from tga.cli.comparison_plan import RUNS, check_comparison, plan_runs
 from tga.cli.comparison_report import Results, read_results, write_report
 from tga.cli.locks import claimed
 from tga.errors import UserError
@@ -41,13 +42,13 @@ def main(config: DictConfig) -> Path:
         prepare(config)  # what the runs read must be there before it is known whether it has changed
         cells = [run.cell() for run in planned]
         missing = _missing(cells, fresh=values["fresh"])
-        start_run(config)
+        report_dir = start_run(config, values["report_dir"])
         _run(missing, values["jobs"])
         results = read_results(cells, values)
-        write_report(run_dir, results, values)
+        write_report(report_dir, results, values, runs=run_dir / RUNS)
         summary = _summary(results, values) | {"runs": len(cells), "runs_reused": len(cells) - len(missing)}
-        write_summary(run_dir, {**summary, "total_s": round(time.perf_counter() - started, 3)}, config)
-    return run_dir
+        write_summary(report_dir, {**summary, "total_s": round(time.perf_counter() - started, 3)}, config)
+    return report_dir
 
 
 def _missing(cells: Sequence[Cell], *, fresh: bool) -> list[Cell]:
@@ -73,7 +74,7 @@ def _run(cells: Sequence[Cell], jobs: int) -> None:
     """Run the cells with a progress bar; UserError that names each failed one, after all have ended."""
     if not cells:
         return
-    threads = max(1, (os.cpu_count() or 1) // min(jobs, len(cells)))
+    threads = threads_of_each(min(jobs, len(cells)))
     with tqdm(total=len(cells), desc="runs", unit="run") as bar:
         bar.write(f"{len(cells)} runs, {min(jobs, len(cells))} at a time with {threads} threads each; logs: */{LOG}")
 
@@ -93,6 +94,12 @@ def _run(cells: Sequence[Cell], jobs: int) -> None:
             f"{len(failed)} of {len(cells)} runs failed; the others are kept. {'; '.join(said)}",
             remedy=f"mend the cause and call this again; the first one alone: {shlex.join(failed[0].cell.command)}",
         )
+
+
+def threads_of_each(jobs: int) -> int:
+    """An equal share of the cores, and no more than OMP_NUM_THREADS where that is set."""
+    share = (os.cpu_count() or 1) // jobs
+    return max(1, min(share, int(os.environ.get("OMP_NUM_THREADS") or share)))
 
 
 def _line(outcome: Outcome) -> str:

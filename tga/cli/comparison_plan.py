@@ -1,7 +1,8 @@
 """Which runs a comparison is made of: tga-train per seed and trained method, tga-evaluate per seed and steered one.
 
-All configs are composed here, so that mistakes show before any run. A steered method is data (`steered` in
-compare.yaml): the checkpoint of a trained method, evaluated with further overrides of tga-evaluate.
+All configs are composed here, so that mistakes show before any run. Two kinds of methods are data in compare.yaml: a
+variant is a trained method under further overrides of tga-train, a steered one the checkpoint of a trained method
+(variants among them), evaluated with further overrides of tga-evaluate.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from tga.errors import UserError
 from tga.evaluation.cells import Cell
 
 # Keys of compare.yaml itself, and those that each run has of its own.
-OWN = ("seeds", "methods", "baseline", "jobs", "fresh", "columns", "layer_means", "steered", "run_dir")
+OWN = (
+    "seeds", "methods", "variants", "steered", "baseline", "jobs", "fresh", "columns", "layer_means", "run_dir",
+    "report_dir", "comparison",
+)  # fmt: skip
 PER_RUN = {"seed": "seeds=[0,1,2]", "alignment": "methods=[baseline,tga]", "ckpt_path": "a second call, which goes on"}
 DEVICES = {"auto": "auto", "cpu": "cpu", "cuda": "cuda"}
-STEERED_KEYS = {"of", "overrides"}
+ENTRY_KEYS = {"of", "overrides"}
+RUNS = "runs"  # in the directory of the comparison
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,19 @@ class PlannedRun:
 
 
 def check_comparison(values: Mapping[str, Any]) -> None:
-    """Raise one UserError for methods, steered methods or seeds that cannot be run."""
+    """Raise one UserError for methods, variants, steered methods or seeds that cannot be run."""
     known = trained_methods()
-    steered, methods, seeds = values["steered"], values["methods"], values["seeds"]
-    unknown = [method for method in methods if method not in known and method not in steered]
+    variants, steered, methods, seeds = (values[key] for key in ("variants", "steered", "methods", "seeds"))
+    unknown = [method for method in methods if method not in {*known, *variants, *steered}]
     if unknown:
-        allowed = ", ".join([*known, *steered])
+        allowed = ", ".join([*known, *variants, *steered])
         raise UserError("There is no such method", given=", ".join(unknown), allowed=allowed, remedy="methods=[...]")
-    for name in [method for method in methods if method in steered]:
-        _check_steered(name, steered[name], methods, known)
+    trained = [method for method in methods if method not in steered]
+    for name in methods:
+        if name in variants:
+            _check_entry("variant", name, variants[name], taken=[*known, *steered], below=known)
+        if name in steered:
+            _check_entry("steered method", name, steered[name], taken=[*known, *variants], below=trained)
     repeated = len(set(seeds)) < len(seeds) or len(set(methods)) < len(methods)
     if not seeds or not methods or repeated or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
         raise UserError(
@@ -77,43 +86,48 @@ def trained_methods() -> list[str]:
     return list(GlobalHydra.instance().config_loader().get_group_options("alignment", ObjectType.CONFIG))
 
 
-def _check_steered(name: str, entry: Any, methods: Sequence[str], known: Sequence[str]) -> None:
-    """Raise UserError for a steered method that is not well described, or stands on nothing that is run."""
-    remedy = "'+steered.NAME={of: METHOD, overrides: [\"KEY=VALUE\"]}'"
+def _check_entry(kind: str, name: str, entry: Any, *, taken: Sequence[str], below: Sequence[str]) -> None:
+    """Raise UserError for a variant or steered method that is not well described, or stands on nothing that it can.
+
+    taken: names that it may not have. below: the methods that it may stand on.
+    """
+    group, command = ("variants", "tga-train") if kind == "variant" else ("steered", "tga-evaluate")
+    where = "another `of`" + ("" if kind == "variant" else ", or methods=[...] with this one among them")
+    remedy = f"'+{group}.NAME={{of: METHOD, overrides: [\"KEY=VALUE\"]}}'"
     listed = entry.get("overrides") if isinstance(entry, Mapping) else None
-    if not isinstance(entry, Mapping) or set(entry) != STEERED_KEYS or not isinstance(listed, list) or not listed:
-        allowed = "of: a trained method; overrides: at least one override of tga-evaluate"
-        raise UserError(
-            "A steered method is not well described", given=f"{name}: {entry}", allowed=allowed, remedy=remedy
-        )
-    if name in known:
-        problem = "A steered method has the name of a trained one"
-        raise UserError(problem, given=name, allowed=f"any but {', '.join(known)}", remedy=remedy)
-    if entry["of"] not in methods or entry["of"] not in known:
-        trained = ", ".join(method for method in methods if method in known)
-        problem = f"The steered method {name} stands on a method that is not trained here"
-        raise UserError(problem, given=entry["of"], allowed=trained, remedy="methods=[...] with it, or another `of`")
+    if not isinstance(entry, Mapping) or set(entry) != ENTRY_KEYS or not isinstance(listed, list) or not listed:
+        allowed = f"of: a trained method; overrides: at least one override of {command}"
+        raise UserError(f"A {kind} is not well described", given=f"{name}: {entry}", allowed=allowed, remedy=remedy)
+    if name in taken:
+        problem = f"A {kind} has the name of another method"
+        raise UserError(problem, given=name, allowed=f"any but {', '.join(taken)}", remedy=remedy)
+    if entry["of"] not in below:
+        problem = f"The {kind} {name} stands on what it cannot"
+        raise UserError(problem, given=entry["of"], allowed=", ".join(below), remedy=where)
 
 
 def plan_runs(values: Mapping[str, Any], overrides: Sequence[str], run_dir: Path) -> list[PlannedRun]:
     """One run per seed and method, in that order.
 
     overrides: those of this command; all that is not its own goes to every training run, and `alignment.KEY=...` to the
-    methods that have the key. Raises UserError where no method has it.
+    methods that have the key, the variants of such a method included; a variant's own overrides come last. Raises
+    UserError where no method has it.
     """
     passed = _passed_on(overrides)
     general = [override for override in passed if not _key(override).startswith("alignment.")]
     special = [override for override in passed if _key(override).startswith("alignment.")]
-    trained = [method for method in values["methods"] if method not in values["steered"]]
-    fitting = {method: _fitting(special, [*general, f"alignment={method}"]) for method in trained}
+    trained = {
+        method: _recipe(method, values["variants"]) for method in values["methods"] if method not in values["steered"]
+    }
+    fitting = {of: _fitting(special, [*general, f"alignment={of}"]) for of, _ in trained.values()}
     unused = [override for override in special if not any(override in kept for kept in fitting.values())]
     if unused:
         raise UserError("No method has this setting", given=unused, remedy="leave it out, or methods=[...]")
     runs = []
     for seed in values["seeds"]:
         made = {}
-        for method in trained:
-            arguments = ["export=null", *general, f"alignment={method}", f"seed={seed}", *fitting[method]]
+        for method, (of, own) in trained.items():
+            arguments = ["export=null", *general, f"alignment={of}", f"seed={seed}", *fitting[of], *own]
             made[method] = _planned("train", method, seed, arguments, run_dir, None)
         for method in values["methods"]:
             if method in values["steered"]:
@@ -123,29 +137,49 @@ def plan_runs(values: Mapping[str, Any], overrides: Sequence[str], run_dir: Path
     return runs
 
 
+def _recipe(method: str, variants: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The config of the group alignment that a trained method is, and its own overrides.
+
+    Raises:
+        UserError: a variant that sets what the comparison sets.
+    """
+    if method not in variants:
+        return method, []
+    overrides = list(variants[method]["overrides"])
+    _refuse_keys(f"The variant {method}", overrides, (*PER_RUN, "run_dir"), "variants")
+    return variants[method]["of"], overrides
+
+
+def _refuse_keys(who: str, overrides: Sequence[str], refused: Sequence[str], group: str) -> None:
+    keys = [_key(override) for override in overrides]
+    if found := [key for key in keys if key in refused or key.startswith("hydra")]:
+        raise UserError(
+            f"{who} sets what the comparison sets", given=found, remedy=f"take it out of {group}.NAME.overrides"
+        )
+
+
 def _planned(
     command: str, method: str, seed: int, arguments: Sequence[str], run_dir: Path, of: PlannedRun | None
 ) -> PlannedRun:
     """A run in a directory named by method, seed and config: runs with other settings stand beside each other."""
     config = compose(command, overrides=[*arguments, "run_dir=unknown"])
     digest = config_hash(config)
-    directory = run_dir / "runs" / f"{method}-seed{seed}-{digest[:8]}"
+    directory = run_dir / RUNS / f"{method}-seed{seed}-{digest[:8]}"
     line = (sys.executable, "-m", f"tga.cli.{command}", *arguments, f"run_dir={override_text(str(directory))}")
     return PlannedRun(method, seed, directory, line, plain(config), digest, of)
 
 
 def _evaluation(method: str, seed: int, of: PlannedRun, overrides: Sequence[str], run_dir: Path) -> PlannedRun:
     """tga-evaluate of the trained run's checkpoint: its questions, dtype and device, and then the overrides."""
-    keys = [_key(override) for override in overrides]
-    if refused := [key for key in keys if key in ("models", "run_dir") or key.startswith("hydra")]:
-        problem = f"The steered method {method} sets what the comparison sets"
-        raise UserError(problem, given=refused, remedy="take it out of steered.NAME.overrides")
+    _refuse_keys(f"The steered method {method}", overrides, ("models", "run_dir"), "steered")
     model = of.config["model"]
     checkpoint = os.path.relpath(of.directory)  # as a run's own paths: from where the command is called
     arguments = [f"models={override_text({method: checkpoint})}", f"dtype={model['dtype']}"]
     arguments += [f"attn_implementation={model['attn_implementation']}"]
     arguments += [f"device={DEVICES.get(of.config['training']['accelerator'], 'auto')}"]
-    if "evaluation" not in keys:  # another group of questions brings all its settings
+    if "evaluation" not in [
+        _key(override) for override in overrides
+    ]:  # another group of questions brings all its settings
         arguments += [f"++evaluation.{key}={override_text(value)}" for key, value in of.config["evaluation"].items()]
     return _planned("evaluate", method, seed, [*arguments, *overrides], run_dir, of)
 

@@ -67,8 +67,8 @@ def _numbers(cell: Cell, values: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def write_report(run_dir: Path, results: Results, values: Mapping[str, Any]) -> None:
-    """table.md and report.html with every table, and the main ones in the terminal."""
+def write_report(report_dir: Path, results: Results, values: Mapping[str, Any], *, runs: Path) -> None:
+    """table.md and report.html with every table, and all of them in the terminal. runs: where the runs are."""
     methods, baseline, columns = values["methods"], values["baseline"], values["columns"]
     tables = [means_table(results.numbers, methods, columns)]
     if baseline in methods and len(methods) > 1:
@@ -79,12 +79,22 @@ def write_report(run_dir: Path, results: Results, values: Mapping[str, Any]) -> 
     said = notes(results.numbers, methods, baseline, columns, results.bootstrap)
     text = {key: found[key] for found in results.numbers.values() for key in SHARED_METRICS if key in found}
     said[:0] = [f"{key} {value:.3f}: the language model alone, whatever the projector." for key, value in text.items()]
-    said += _about_steered(values)
+    said += _about_variants(values) + _about_steered(values)
     title = f"{', '.join(methods)} over seeds {', '.join(map(str, values['seeds']))}"
     everything: list[Table] = [*tables, *(table for table in scenes if table is not None)]
-    write_text(run_dir / "table.md", markdown(title, everything, said))
-    write_text(run_dir / "report.html", html_report(title, everything, said, footer=f"Runs: {run_dir / 'runs'}"))
+    write_text(report_dir / "table.md", markdown(title, everything, said))
+    write_text(report_dir / "report.html", html_report(title, everything, said, footer=f"Runs: {runs}"))
     print_tables(everything, said)
+
+
+def _about_variants(values: Mapping[str, Any]) -> list[str]:
+    """What a variant is, in a sentence each."""
+    variants = values["variants"]
+    return [
+        f"{name}: {variants[name]['of']}, trained with {' '.join(variants[name]['overrides'])}."
+        for name in values["methods"]
+        if name in variants
+    ]
 
 
 def _about_steered(values: Mapping[str, Any]) -> list[str]:

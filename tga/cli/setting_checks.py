@@ -19,6 +19,7 @@ from tga.cli.train_config import (
     with_located_layers,
 )
 from tga.data.collate import RETRIEVED
+from tga.data.noise import check_share
 from tga.errors import UserError
 from tga.evaluation.suite import metrics_from_config
 from tga.export.run import FORMATS
@@ -50,6 +51,7 @@ def setting_problems(values: Mapping[str, Any]) -> list[UserError]:
         lambda: _check_strategy(values["training"]),
         lambda: _check_attention(model["attn_implementation"]),
         lambda: with_located_layers(alignment),
+        lambda: check_share(values["data"]["swapped_words"]),
         lambda: _check_retrieval(values["data"], alignment),
         lambda: _check_stored_targets(values),
         lambda: _check_export(values["export"], model),

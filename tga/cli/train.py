@@ -40,6 +40,7 @@ from tga.cli.train_report import print_outcome, resume_command, training_summary
 from tga.cli.train_targets import with_targets
 from tga.data.collate import Collator
 from tga.data.loading import with_neighbours
+from tga.data.noise import with_swapped_words
 from tga.data.sample import Sample
 from tga.evaluation.suite import Metric, evaluate, metrics_from_config, read_metric_questions
 from tga.export.run import card_of, export_source
@@ -115,6 +116,7 @@ def main(config: DictConfig) -> Path | None:
     samples = loaded.samples
     if values["alignment"]["retrieved"] != "none":
         samples = with_neighbours(samples, _neighbours(values, samples, watch), used=values["data"]["neighbours_used"])
+    samples = with_swapped_words(samples, values["data"]["swapped_words"], training["seed"])
     run_dir = start_run(config) if processes.first else Path(config.run_dir).absolute()
     go_on = resume_command(run_dir, processes)
     console.print(f"Run directory: {run_dir}\nIf it stops, continue with: {go_on}", soft_wrap=True)
@@ -222,7 +224,9 @@ def _hyper_parameters(
 ) -> dict[str, Any]:
     """What a checkpoint says of its run: plain values only, and all that decides its numbers."""
     alignment, model, data = values["alignment"], values["model"], values["data"]
+    noise = {"swapped_words": data["swapped_words"]} if data["swapped_words"] else {}
     return {
+        **noise,
         "base_model": base.located(),
         "method": alignment["name"],
         "alignment": {key: value for key, value in alignment.items() if key != "objectives"},

@@ -161,7 +161,9 @@ def notes(
     said = []
     seeds = sorted({seed for _, seed in cells})
     if len(seeds) < 2:
-        said.append("One seed: there are no intervals over seeds, and no difference can be called significant.")
+        said.append(
+            "One seed: there are no intervals over seeds; a resampled one tells of other questions, not of other seeds."
+        )
     shown = [metric for metric in _present(cells, metrics) if not metric.endswith(COSTS)]
     for method in (method for method in methods if method != baseline):
         weak = []
