@@ -159,6 +159,7 @@ def _learned(vectors: Vectors, plan: Plan) -> Any:
         index = faiss.IndexIVFScalarQuantizer(quantiser, plan.width, plan.lists, byte, inner_product)
     else:
         index = faiss.IndexIVFPQ(quantiser, plan.width, plan.lists, plan.code_bytes, 8, inner_product)
+        index.pq.cp.min_points_per_centroid = 1  # FAISS would print a warning per byte of a code
     if plan.lists >= HNSW_QUANTISER_LISTS:
         # The centroids are found by comparing with all of them, and linked afterwards by one thread.
         index.quantizer_trains_alone = 2

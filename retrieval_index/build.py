@@ -16,7 +16,7 @@ from pathlib import Path
 from retrieval_index.corpus import hash_corpus
 from retrieval_index.encoders import describe_encoder
 from retrieval_index.errors import RetrievalError
-from retrieval_index.faiss_env import check_faiss
+from retrieval_index.faiss_env import check_faiss, faiss_threads
 from retrieval_index.files import claimed, file_sha256
 from retrieval_index.generation import make_generation, plan_index
 from retrieval_index.manifest import MANIFEST, EncoderRecord, Manifest, read_manifest, write_manifest
@@ -52,7 +52,7 @@ def build_index(files: Sequence[Path], out: Path, job: Job, *, corpus_sha256: st
             prepare(work, work_identity(sha256, record, settings))
             written = read_stage(files, work, job)
             plan = plan_index(written.rows, record.width, settings, measurable=job.measurable)
-            job.announce(plan.describe(settings.budget, os.cpu_count() or 1))
+            job.announce(plan.describe(settings.budget, faiss_threads()))
             shards = encode_stage(work, written.rows, job)
             manifest = Manifest(
                 encoder=record,

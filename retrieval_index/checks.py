@@ -1,10 +1,21 @@
-"""What every search checks of its arguments."""
+"""What every build and every search checks of its arguments."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from retrieval_index.errors import RetrievalError
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is an int or a float, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_count(value: object, name: str, remedy: str) -> None:
+    """Raise RetrievalError unless `value` is a whole number from 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise RetrievalError(f"{name} must be a positive whole number", given=value, remedy=remedy)
 
 
 def check_k(k: int, rows: int) -> None:

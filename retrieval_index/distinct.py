@@ -6,6 +6,7 @@ billion captions need no table of a billion entries. The result does not depend 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrieval_index.captions import KEY_BYTES
+from retrieval_index.files import FULL, disk_full
 
 BYTES_PER_RECORD = 128  # of a part while it is sorted: key, number, order, borders and the copies NumPy makes
 
@@ -31,9 +33,12 @@ def find_owners(
     Returns:
         `owner` `[records]` int64 (a record that is the first of its key is its own) and `copies` `[records]` int32 (0
         where the record is not the first), both mapped from `scratch`.
+
+    Raises:
+        RetrievalError: the disk is full.
     """
-    owner = np.lib.format.open_memmap(scratch / "owner.npy", mode="w+", dtype=np.int64, shape=(records,))
-    copies = np.lib.format.open_memmap(scratch / "copies.npy", mode="w+", dtype=np.int32, shape=(records,))
+    owner = _mapped(scratch / "owner.bin", np.dtype(np.int64), records)
+    copies = _mapped(scratch / "copies.bin", np.dtype(np.int32), records)
     parts = max(1, -(-records * BYTES_PER_RECORD // memory))
     for part in range(parts):
         keys, numbers = _part(blocks(), part, parts)
@@ -54,6 +59,18 @@ def keys_of(column: pa.Array) -> np.ndarray:
     values = np.frombuffer(column.buffers()[1], dtype="<u8").reshape(-1, 2)
     assert column.type.byte_width == KEY_BYTES
     return values[column.offset : column.offset + len(column)]
+
+
+def _mapped(path: Path, dtype: np.dtype, records: int) -> np.ndarray:
+    """Zeros `[records]` in a file, whose place on the disk is taken at once: later, a full disk would be a signal."""
+    with open(path, "wb") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, records * dtype.itemsize)
+        except OSError as error:
+            if error.errno in FULL:
+                raise disk_full(path) from error
+            raise
+    return np.memmap(path, dtype=dtype, mode="r+", shape=(records,))
 
 
 def _part(blocks: Iterator[np.ndarray], part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:

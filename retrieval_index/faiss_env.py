@@ -39,6 +39,11 @@ def has_faiss() -> bool:
     return util.find_spec("faiss") is not None
 
 
+def faiss_threads() -> int:
+    """How many threads FAISS uses."""
+    return int(import_faiss().omp_get_max_threads())
+
+
 def import_faiss() -> Any:
     """FAISS, where one build of it is installed; it would log which instruction sets it tried."""
     check_faiss()

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from retrieval_index.corpus import hash_corpus
-from retrieval_index.faiss_env import check_faiss
+from retrieval_index.faiss_env import check_faiss, faiss_threads
 from retrieval_index.files import claimed, file_sha256
 from retrieval_index.generation import Growth, make_generation, plan_index, plan_of
 from retrieval_index.manifest import MANIFEST, IndexRecord, Manifest, Shard, read_manifest, write_manifest
@@ -115,7 +115,7 @@ def _vectors(out: Path, work: Path, old: Manifest, new: Manifest) -> Vectors:
 
 def _next_generation(out: Path, work: Path, old: Manifest, vectors: Vectors, job: Job, *, anew: bool) -> IndexRecord:
     """The old FAISS file with the new rows, where that fits and reaches the recall; else a new one."""
-    number, budget, threads = old.index.generation + 1, job.settings.budget, os.cpu_count() or 1
+    number, budget, threads = old.index.generation + 1, job.settings.budget, faiss_threads()
     plan = None if anew else grown(plan_of(old.index), len(vectors), budget)
     if plan is not None and (plan.exact or job.measurable or job.settings.accept_recall == 0):
         job.announce(f"{plan.describe(budget, threads)}; {len(vectors) - old.rows} rows are new")

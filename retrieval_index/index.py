@@ -19,8 +19,8 @@ from retrieval_index.encode import EncoderSource
 from retrieval_index.encoders import Encoder, EncoderSpec, load_encoder
 from retrieval_index.errors import RetrievalError
 from retrieval_index.faiss_env import has_faiss
-from retrieval_index.faiss_open import faiss_gpus, open_faiss, place_on_gpus
-from retrieval_index.manifest import REBUILD, Manifest, read_manifest
+from retrieval_index.faiss_open import check_gpu, faiss_gpus, gpu_obstacle, open_faiss, place_on_gpus
+from retrieval_index.manifest import REPLAN, Manifest, read_manifest
 from retrieval_index.readers import find_files
 from retrieval_index.recall import Queries
 from retrieval_index.same_encoder import check_encoder, check_spec
@@ -40,7 +40,8 @@ class CaptionIndex:
 
     Args:
         path: the index directory.
-        device: where FAISS searches: "cpu", "cuda" for all its GPUs, or "auto" for GPUs where it has some.
+        device: where FAISS searches: "cpu", "cuda" for all its GPUs, or "auto" for GPUs where it has some that can hold
+            such an index.
         spread: of several GPUs: "replicate" (each holds all rows) or "shard" (each holds some).
 
     Raises:
@@ -49,14 +50,23 @@ class CaptionIndex:
 
     def __init__(self, path: str | Path, *, device: str = "auto", spread: str = "replicate") -> None:
         self.path = Path(path)
-        self.manifest: Manifest = read_manifest(self.path)
-        self._shards = open_shards(self.path, self.manifest)
-        self._store = CaptionStore(self.path, self.manifest)
-        self._file = _open_index_file(self.path, self.manifest)
+        self._open()
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         self._device, self._spread = device, spread
         self._exact: dict[str, ExactSearch] = {}
         self._searcher: Searcher | None = None
+
+    def _open(self) -> None:
+        """Open all files of one version: where another one took its place meanwhile, those of that one."""
+        self.manifest: Manifest = read_manifest(self.path)
+        try:
+            self._shards = open_shards(self.path, self.manifest)
+            self._store = CaptionStore(self.path, self.manifest)
+            self._file = _open_index_file(self.path, self.manifest)
+        except RetrievalError:
+            if read_manifest(self.path) == self.manifest:
+                raise
+            self._open()
 
     @classmethod
     def build(
@@ -172,8 +182,12 @@ class CaptionIndex:
     def _open_searcher(self) -> Searcher:
         record = self.manifest.index
         index = open_faiss(self._file, self.path / record.file, self.manifest.rows, self.manifest.width)
-        wanted = self._device != "cpu" and not (self._device == "auto" and record.plan["kind"] == "hnsw")
-        gpu = wanted and (self._device != "auto" or faiss_gpus() > 0)
+        if self._device == "auto":
+            gpu = faiss_gpus() > 0 and gpu_obstacle(record.plan, record.search) is None
+        else:
+            gpu = self._device != "cpu"
+            if gpu:
+                check_gpu(record.plan, record.search)
         placed = place_on_gpus(index, self._spread) if gpu else index
         return Searcher(placed, record.search, self.embeddings, gpu=gpu)
 
@@ -184,7 +198,7 @@ def _open_index_file(directory: Path, manifest: Manifest) -> BinaryIO:
     try:
         file = open(path, "rb")
     except OSError as error:
-        raise RetrievalError("The FAISS index cannot be read", given=f"{path}: {error}", remedy=REBUILD) from error
+        raise RetrievalError("The FAISS index cannot be read", given=f"{path}: {error}", remedy=REPLAN) from error
     size = path.stat().st_size
     if size != manifest.index.bytes:
         file.close()
@@ -192,6 +206,6 @@ def _open_index_file(directory: Path, manifest: Manifest) -> BinaryIO:
             "The FAISS index is not what the manifest says",
             given=f"{path}: {size} bytes",
             allowed=f"{manifest.index.bytes} bytes",
-            remedy=REBUILD,
+            remedy=REPLAN,
         )
     return file

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
 from open_clip.model import CLIP, CustomTextCLIP, get_input_dtype
 from open_clip.transformer import TextTransformer
 from PIL import Image
@@ -47,9 +49,10 @@ class OpenClipEncoder:
         self._image_dtype = get_input_dtype(precision) or torch.float32
         self.trims = self._text.trims
         self.truncated = 0
-        self.revision: str | None = None
+        self.revision = _revision(name, pretrained)
         self.preprocessing = {
             "tokenizer": type(self._tokenizer).__name__,
+            "quick_gelu": _needs_quick_gelu(name, pretrained),
             "context": self._text.context,
             "trims": self.trims,
             "picture": " ".join(str(self._preprocess).split()),
@@ -176,9 +179,9 @@ class _EncodeText(torch.nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back information below a warning: open_clip tells the root logger every step of loading a model."""
+    """Hold back the log: open_clip tells the root logger every step of loading a model, and its errors twice."""
     before = logging.root.manager.disable
-    logging.disable(max(before, logging.INFO))
+    logging.disable(max(before, logging.ERROR))
     try:
         yield
     finally:
@@ -192,7 +195,9 @@ def _load(
     tag = pretrained if schema is None else None
     try:
         with _quiet():
-            model, preprocess = open_clip.create_model_from_pretrained(name, tag, precision=precision, device=device)
+            model, preprocess = open_clip.create_model_from_pretrained(
+                name, tag, precision=precision, device=device, force_quick_gelu=_needs_quick_gelu(name, tag)
+            )
             tokenizer = open_clip.get_tokenizer(name)
     except (RuntimeError, ValueError, OSError) as error:
         tags = open_clip.list_pretrained_tags_by_model(name) if schema is None else []
@@ -203,3 +208,27 @@ def _load(
             remedy="encoder.name=MODEL encoder.pretrained=TAG, or encoder.name=local-dir:PATH",
         ) from error
     return model.eval(), preprocess, tokenizer
+
+
+def _needs_quick_gelu(name: str, tag: str | None) -> bool:
+    """Whether the weights of a tag were trained with QuickGELU, which 27 built-in models do not have of themselves.
+
+    OpenAI's were: open_clip loads them into `ViT-L-14` with no more than a warning, and the vectors are worse.
+    """
+    return tag is not None and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+
+
+def _revision(name: str, pretrained: str | None) -> str | None:
+    """The commit of the hub that the weights were taken from; None where they come from elsewhere."""
+    schema, place = open_clip.factory.parse_model_name(name)
+    if schema is None and pretrained is not None:
+        place = open_clip.get_pretrained_cfg(name, pretrained).get("hf_hub", "")
+        schema = "hf-hub" if place else None
+    if schema != "hf-hub":
+        return None
+    repository, file = "/".join(place.split("/")[:2]), "/".join(place.split("/")[2:])
+    for candidate in (file, "open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+        cached = try_to_load_from_cache(repository, candidate) if candidate else None
+        if isinstance(cached, str):  # .../snapshots/COMMIT/FILE
+            return Path(cached).parent.name
+    return None

@@ -42,6 +42,25 @@ PQ_FLOP_PER_S = 12e9  # of the many small ones of product quantisation
 HNSW_ROW_S = 1.5e-6  # to insert a row, per number of width, among a million
 DISK_BYTES_PER_S = 5e8
 KMEANS_ITERATIONS, PQ_ITERATIONS, PQ_SAMPLE = 10, 25, 65_536
+GPU_CODE_BYTES = (
+    1,
+    2,
+    3,
+    4,
+    8,
+    12,
+    16,
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    56,
+    64,
+    96,
+)  # of product codes that FAISS searches there
+PQ_CENTROIDS = 256  # of each byte of a code, learned from as many rows at least
 
 
 @dataclass(frozen=True)
@@ -83,7 +102,7 @@ class Plan:
             flop += 2.0 * self.rows * compared * self.width
             seconds += 2 * self.index_bytes / DISK_BYTES_PER_S * (self.part_rows < self.rows)
         if self.kind == "ivf_pq":
-            pq_flop = 2.0 * 256 * self.width * (min(self.sample, PQ_SAMPLE) * PQ_ITERATIONS + self.rows)
+            pq_flop = 2.0 * PQ_CENTROIDS * self.width * (min(self.sample, PQ_SAMPLE) * PQ_ITERATIONS + self.rows)
         if self.kind == "hnsw":
             seconds += hnsw_seconds(self.rows, self.width)
         return seconds + (flop / FLOP_PER_S + pq_flop / PQ_FLOP_PER_S) / threads
@@ -91,10 +110,12 @@ class Plan:
     def describe(self, budget: int, threads: int) -> str:
         """One line: the choice, its size, and how long it will take."""
         detail = f", {self.lists} lists" if self.lists else ""
+        seconds = self.build_seconds(threads)
+        about = "about " if seconds >= 1 else ""
         return (
             f"Index: {NAMES[self.kind]} over {self.rows} x {self.width}{detail}; {format_bytes(self.index_bytes)} "
             f"(peak {format_bytes(self.peak_bytes)} of {format_bytes(budget)}); "
-            f"built in about {format_seconds(self.build_seconds(threads))} by {threads} thread{'s' * (threads > 1)}"
+            f"built in {about}{format_seconds(seconds)} by {threads} thread{'s' * (threads > 1)}"
         )
 
 
@@ -123,6 +144,13 @@ def choose_plan(
     processor = "cuda" if device.startswith("cuda") else "cpu"
     if kind != "auto":
         wanted = [plan for plan in candidates(rows, width, budget) if plan.kind == kind]
+        if not wanted:
+            raise RetrievalError(
+                "There are no product codes for such embeddings",
+                given=f"{rows} x {width}",
+                allowed=f"{PQ_CENTROIDS} rows or more, of an even width",
+                remedy="index.kind=auto",
+            )
     elif target_recall >= 1 or rows * width <= EXACT_NUMBERS[processor]:
         wanted = [_flat(rows, width)]
     else:
@@ -130,10 +158,12 @@ def choose_plan(
         wanted = [
             plan for plan in candidates(rows, width, budget) if plan.kind != "flat" and (quick or plan.kind != "hnsw")
         ]
+    if processor == "cuda":
+        wanted.sort(key=lambda plan: plan.kind == "ivf_pq" and plan.code_bytes not in GPU_CODE_BYTES)
     for plan in wanted:
         if plan.peak_bytes <= budget:
             return plan
-    raise does_not_fit(wanted, budget)
+    raise does_not_fit(wanted, budget, asked=kind != "auto")
 
 
 def candidates(rows: int, width: int, budget: int) -> Iterator[Plan]:
@@ -143,7 +173,7 @@ def candidates(rows: int, width: int, budget: int) -> Iterator[Plan]:
     yield _inverted("ivf_flat", 4 * width, rows, width, budget)
     yield _inverted("ivf_sq8", width, rows, width, budget)
     for numbers_per_byte in (2, 4, 8, 16):
-        if width % numbers_per_byte == 0 and width // numbers_per_byte >= 1:
+        if width % numbers_per_byte == 0 and rows >= PQ_CENTROIDS:
             yield _inverted("ivf_pq", width // numbers_per_byte, rows, width, budget)
 
 
@@ -161,8 +191,11 @@ def grown(plan: Plan, rows: int, budget: int) -> Plan | None:
     return same if same.peak_bytes <= budget else None
 
 
-def does_not_fit(plans: list[Plan], budget: int) -> RetrievalError:
-    """The error of a budget that none of the plans keeps to, with the least that one of them needs."""
+def does_not_fit(plans: list[Plan], budget: int, *, asked: bool) -> RetrievalError:
+    """The error of a budget that none of the plans keeps to, with the least that one of them needs.
+
+    asked: whether the kind was asked for, so that another one might fit.
+    """
     least = min(plans, key=lambda plan: plan.peak_bytes)
     needed = budget
     while least.peak_bytes > needed:  # with more memory the same kind takes more lists
@@ -173,7 +206,7 @@ def does_not_fit(plans: list[Plan], budget: int) -> RetrievalError:
         f"No index of {least.rows} x {least.width} fits into the memory budget",
         given=format_bytes(budget),
         allowed=f"{NAMES[least.kind]} needs {format_bytes(needed)}",
-        remedy=f"index.memory_budget={needed >> 20}MiB" + ("" if least.kind == "ivf_pq" else ", or index.kind=auto"),
+        remedy=f"index.memory_budget={needed >> 20}MiB" + (", or index.kind=auto" if asked else ""),
     )
 
 

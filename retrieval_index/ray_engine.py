@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from retrieval_index.approximate import PartWriter
+from retrieval_index.checks import check_count, is_number
 from retrieval_index.encode import EncoderSource, ShardEncoder, is_encoded
 from retrieval_index.encoders import Encoder
 from retrieval_index.engines import Report
@@ -63,6 +65,13 @@ class RayEngine:
     def __init__(
         self, address: str | None = None, actors: int | None = None, gpus: float | None = None, cpus: float = 1
     ) -> None:
+        if actors is not None:
+            check_count(actors, "ray.actors", "ray.actors=null")
+        for name, value in (("gpus", gpus), ("cpus", cpus)):
+            if value is not None and not (is_number(value) and value >= 0):
+                raise RetrievalError(f"ray.{name} is a number from 0", given=value, remedy=f"ray.{name}=1")
+        # Ray's own log tells every try to reach a cluster that does not answer.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
         try:
             import ray
         except ImportError as error:
@@ -106,11 +115,11 @@ class RayEngine:
 
     def run_parts(self, writer: PartWriter, numbers: Sequence[int], report: Report) -> None:
         """See `Engine`; FAISS uses a processor only."""
-        from retrieval_index.faiss_env import import_faiss
+        from retrieval_index.faiss_env import faiss_threads
 
         missing = [number for number in numbers if not writer.path(number).exists()]
         done = 0
-        for rows in self._map(PartActor, (writer, import_faiss().omp_get_max_threads()), missing, gpus=0):
+        for rows in self._map(PartActor, (writer, faiss_threads()), missing, gpus=0):
             done += rows
             report(done)
 

@@ -141,9 +141,8 @@ def _nothing(path: Path, problem: str) -> RetrievalError:
 
 
 def _read_text(file: Path, keys: Keys) -> Records:
-    for number, line in _lines(file):
-        if line.strip():
-            yield f"{file.name}:{number}", line
+    for number, line in _lines(file):  # an empty line is an empty caption, and counted
+        yield f"{file.name}:{number}", line
 
 
 def _read_json_lines(file: Path, keys: Keys) -> Records:

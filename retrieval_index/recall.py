@@ -25,7 +25,7 @@ REFINE = {"ivf_flat": (0,), "ivf_sq8": (0, 2, 4), "ivf_pq": (4, 8, 16, 32, 64), 
 LARGEST_EF = 4096
 BISECTIONS = 5
 ROUNDS = 3
-STALLED = 0.001  # a doubling that brings less than this has reached what the codes allow
+STALLED = 0.001  # a doubling that brings less than this may have reached what the codes allow
 Search = Callable[[np.ndarray, int, dict[str, int]], np.ndarray]
 
 
@@ -149,13 +149,15 @@ def _cheapest(
     largest: int,
     goal: float,
 ) -> tuple[int, int] | None:
-    """The first `refine` that reaches the goal, with the smallest effort that does; None where nothing does."""
+    """The first `refine` that reaches the goal, with the smallest effort that does; None where nothing does.
+
+    A recall that stalls ends the doubling where more refinement is left to try, and nowhere else: it may rise again.
+    """
     for refine in REFINE[kind]:
         value, before = min(least, largest), 0
         while not reaches(value, refine, goal):
-            stalled = (
-                before and trials[value, refine] - trials[before, refine] < STALLED and trials[value, refine] > 0.5
-            )
+            rise = trials[value, refine] - trials[before, refine] if before else 1.0
+            stalled = rise < STALLED and trials[value, refine] > 0.5 and refine != REFINE[kind][-1]
             if value == largest or stalled:
                 break
             before, value = value, min(2 * value, largest)

@@ -10,8 +10,8 @@ import numpy as np
 
 from retrieval_index.errors import RetrievalError
 from retrieval_index.faiss_env import import_faiss
+from retrieval_index.faiss_open import GPU_LARGEST
 
-GPU_LARGEST_K = 2048
 RERANK_QUERIES = 256
 Take = Callable[[np.ndarray], np.ndarray]
 
@@ -35,20 +35,26 @@ class Searcher:
         """Scores `[queries, k]` float32, descending, and rows `[queries, k]` int64 of queries `[queries, width]`.
 
         Raises:
-            RetrievalError: more neighbours than FAISS returns on a GPU.
+            RetrievalError: more neighbours than FAISS returns on a GPU, or than the lists it looks into there hold.
         """
         refine = self.parameters.get("refine", 0)
         count = min(max(refine, 1) * k, self.index.ntotal)
-        if self._gpu and count > GPU_LARGEST_K:
+        if self._gpu and count > GPU_LARGEST:
             raise RetrievalError(
-                f"FAISS on a GPU returns at most {GPU_LARGEST_K} neighbours",
+                f"FAISS on a GPU returns at most {GPU_LARGEST} neighbours",
                 given=f"k={k}" + (f", ranked again from {count}" if refine else ""),
-                allowed=f"k={GPU_LARGEST_K // max(refine, 1)}",
+                allowed=f"k={GPU_LARGEST // max(refine, 1)}",
                 remedy="k=10, or index.search_device=cpu",
             )
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         scores, rows = self.index.search(queries, count, params=self._faiss_parameters(self.parameters))
         short = np.flatnonzero(rows[:, -1] < 0) if len(rows) else np.empty(0, dtype=np.int64)
+        if len(short) and self._gpu:
+            raise RetrievalError(
+                "The lists that are looked into on the GPU hold fewer captions than neighbours are asked for",
+                given=f"k={k}, nprobe {self.parameters.get('nprobe')}",
+                remedy="a smaller k, or index.search_device=cpu, which then looks into all",
+            )
         if len(short):  # the lists looked into held fewer rows than were asked for
             everywhere = self._everywhere()
             scores[short], rows[short] = self.index.search(queries[short], count, params=everywhere)
@@ -66,7 +72,7 @@ class Searcher:
 
     def _everywhere(self) -> Any:
         lists = getattr(self.index, "nlist", None)
-        if lists is None or self._gpu:
+        if lists is None:
             return self._faiss_parameters({"ef_search": self.index.ntotal} if "ef_search" in self.parameters else {})
         return self._faiss_parameters({"nprobe": lists})
 

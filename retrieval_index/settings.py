@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from retrieval_index.checks import check_count, is_number
 from retrieval_index.errors import RetrievalError
 from retrieval_index.planner import KINDS
 from retrieval_index.readers import Keys
@@ -59,10 +60,11 @@ class IndexSettings:
     def check(self) -> None:
         """Raise RetrievalError for settings that cannot be."""
         for name in ("shard_rows", "batch_size", "max_characters", "recall_k", "recall_queries"):
-            if getattr(self, name) < 1:
-                given = getattr(self, name)
-                default = getattr(IndexSettings, name)
-                raise RetrievalError(f"{name} must be positive", given=given, remedy=f"index.{name}={default}")
+            check_count(getattr(self, name), name, f"index.{name}={getattr(IndexSettings, name)}")
+        for name in ("caption_key", "id_key"):
+            key = getattr(self, name)
+            if key is not None and not isinstance(key, str):
+                raise RetrievalError(f"{name} is the name of a key", given=key, remedy=f"'index.{name}=\"{key}\"'")
         if self.dtype not in DTYPES:
             raise RetrievalError(
                 "Unknown dtype", given=self.dtype, allowed=", ".join(DTYPES), remedy="index.dtype=float32"
@@ -78,6 +80,6 @@ class IndexSettings:
                 remedy="index.search_device=auto",
             )
         for name, value in (("target_recall", self.target_recall), ("accept_recall", self.accept_recall)):
-            if value is not None and not 0 <= value <= 1:
+            if value is not None and not (is_number(value) and 0 <= value <= 1):
                 raise RetrievalError(f"{name} is a share", given=value, allowed="0 to 1", remedy=f"index.{name}=0.95")
         _ = self.budget

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
+import tarfile
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -228,6 +231,62 @@ def test_ensure_functions_build_once_and_again_when_the_inputs_change(world: Pat
     assert CAPTIONS[0] not in {text for row in pq.read_table(parquet).column("texts").to_pylist() for text in row}
 
 
+def test_what_was_read_and_what_is_there_are_told(call, world: Path, encoder: str) -> None:
+    (world / "captions.txt").write_text("\n".join([*CAPTIONS, "", "x" * 2001, CAPTIONS[0].upper()]), encoding="utf-8")
+    code, out, err = call("captions=captions.txt", "out=index", f"encoder.name={encoder}")
+    assert code == 0, err
+    assert "23 records: 20 captions, 1 duplicates, 1 empty, 1 too long; 0 captions cut to what" in out
+    assert "index: exact flat; exact" in out
+
+
+def test_an_index_that_is_there_but_not_as_asked_for_is_refused(call, world: Path, encoder: str) -> None:
+    build = ["captions=captions.txt", "out=index", f"encoder.name={encoder}"]
+    assert call(*build)[0] == 0
+    code, _, err = call(*build, "index.kind=ivf_flat")
+    assert code == 1 and "Given: index: index.kind=flat with recall@10 1." in err
+    assert "mode=replan index.kind=ivf_flat" in err
+    assert call("out=index", "mode=replan", "index.kind=ivf_flat", "index.accept_recall=0")[0] == 0
+    manifest = json.loads((world / "index/manifest.json").read_text())
+    manifest["index"]["recall"]["value"] = 0.9
+    (world / "index/manifest.json").write_text(json.dumps(manifest))
+    code, _, err = call(*build)
+    assert code == 1 and "with recall@10 0.9. Allowed: index.kind=auto with a recall of 0.95" in err
+    assert call(*build, "index.accept_recall=0.9")[0] == 0
+
+
+def test_data_of_every_format_give_the_same_neighbours(call, world: Path, encoder: str) -> None:
+    assert call("captions=captions.txt", "out=index", f"encoder.name={encoder}")[0] == 0
+    pictures = sorted((world / "images").glob("*.png"))[:5]
+    rows = [(path.stem, path.read_bytes(), caption) for path, caption in zip(pictures, CAPTIONS, strict=False)]
+    with tarfile.open(world / "data.tar", "w") as archive:
+        for key, picture, caption in rows:
+            for suffix, content in (("png", picture), ("txt", caption.encode())):
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    table = dict(zip(("id", "image", "text"), map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(table), world / "data.parquet")
+    columns = ["neighbours_columns.conversations=null", "neighbours_columns.caption=text"]
+    for data, options in (("data.json", ["image_root=images"]), ("data.tar", []), ("data.parquet", columns)):
+        code, _, err = call("out=index", f"neighbours={data}", f"neighbours_out={data}.neighbours", "k=3", *options)
+        assert code == 0, err
+    joined = [pq.read_table(world / f"data.{suffix}.neighbours").to_pylist() for suffix in ("json", "tar", "parquet")]
+    assert len(joined[0]) == 5 and joined[0] == joined[1] == joined[2]
+
+
+def test_records_of_the_bad_list_are_left_out_of_a_join(call, world: Path, encoder: str) -> None:
+    assert call("captions=captions.txt", "out=index", f"encoder.name={encoder}")[0] == 0
+    (world / "images/001.png").unlink()
+    join = ["out=index", "neighbours=data.json", "image_root=images", "k=3"]
+    code, _, err = call(*join)
+    assert code == 1 and "pictures are missing" in err and "neighbours_bad_list=PATH" in err
+    bad = {"row": 1, "id": "001", "problem": "missing", "detail": ""}
+    (world / "bad.jsonl").write_text(json.dumps(bad) + "\n", encoding="utf-8")
+    code, _, err = call(*join, "neighbours_bad_list=bad.jsonl")
+    assert code == 0, err
+    assert pq.read_table(world / "index/neighbours.parquet")["id"].to_pylist() == ["000", "002", "003", "004"]
+
+
 def test_an_index_grows_is_planned_again_and_checked(call, world: Path, encoder: str) -> None:
     assert call("captions=captions.txt", "out=index", f"encoder.name={encoder}")[0] == 0
     (world / "more.csv").write_text("caption\n" + "\n".join(["a dog on a dog", CAPTIONS[0]]), encoding="utf-8")
@@ -283,6 +342,17 @@ def test_the_pictures_of_a_data_set_measure_the_recall(call, world: Path, encode
         (["captions=captions.txt", "encoder.name=ENCODER", "index.queries=nowhere"], "There are no pictures here"),
         (["captions=captions.txt", "encoder.name=ENCODER", "index.memory_budget=1MiB"], "fits into the memory budget"),
         (["query=images/000.png", "neighbours_search=guess"], "Unknown search. Given: guess."),
+        (["query=images/000.png", "k=few"], "k must be a positive whole number. Given: few."),
+        (["query=images/000.png", "index.gpus=both"], "Unknown way to use several GPUs. Given: both."),
+        (["captions=captions.txt", "encoder.name=ENCODER", "index.shard_rows=big"], "Given: big."),
+        (["captions=captions.txt", "encoder.name=ENCODER", "index.kind=ivf_pq"], "Allowed: 256 rows or more"),
+        (["captions=captions.txt", "encoder.name=ENCODER", "out=captions.txt/index"], "Nothing can be written here."),
+        (["captions=7", "encoder.name=ENCODER"], "The format of a caption file is not read. Given: 7."),
+        (["captions=captions.txt", "encoder.name=7"], "Model config for '7' not found"),
+        (["captions=captions.txt", "engine=ray", "ray.actors=0"], "ray.actors must be a positive whole number."),
+        (["neighbours=none.json"], "There is no data file here. Given: none.json."),
+        (["neighbours=images"], "This directory is no data set of save_to_disk"),
+        (["neighbours=[data.json,x.tar]"], "A data set is of one format. Given: data.json, x.tar."),
     ],
 )
 def test_more_mistakes_are_one_message(call, world: Path, encoder: str, arguments: list[str], message: str) -> None:

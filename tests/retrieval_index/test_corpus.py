@@ -41,7 +41,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_first_spelling_counts_and_ids(tmp_path: Path, file: Path) -> None:
     written = read(tmp_path / "work", file)
-    assert written == Written(rows=3, duplicates=1, counts=ReadCounts(read=5, without_caption=0, too_long=1))
+    assert written == Written(rows=3, duplicates=1, counts=ReadCounts(read=7, without_caption=2, too_long=1))
     rows = table(tmp_path / "work/shards/00000.arrow")
     assert [(row["caption"], row["id"], row["count"]) for row in rows] == [
         ("A red car", "c.txt:1", 2), ("Two dogs", "c.txt:3", 1), ("A cat", "c.txt:7", 1),

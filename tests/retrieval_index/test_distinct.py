@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from retrieval_index.distinct import BYTES_PER_RECORD, find_owners, keys_of
+from retrieval_index.errors import RetrievalError
 
 
 @pytest.mark.parametrize("parts", [1, 7])
@@ -37,3 +40,12 @@ def test_keys_differ_in_either_half(tmp_path: Path) -> None:
 def test_keys_of_a_sliced_column() -> None:
     column = pa.array([bytes([n] * 16) for n in range(5)], pa.binary(16))
     assert keys_of(column[2:4]).tolist() == [[0x0202020202020202] * 2, [0x0303030303030303] * 2]
+
+
+def test_a_full_disk_is_found_before_the_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(RetrievalError, match="The disk is full. Given: .*owner.bin"):
+        find_owners(lambda: iter(()), 400, tmp_path, 2**20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from retrieval_index import CaptionIndex
 from retrieval_index import index as module
 from retrieval_index.encoders import Encoder, EncoderSpec, load_encoder
 from retrieval_index.errors import RetrievalError
-from retrieval_index.manifest import write_manifest
+from retrieval_index.manifest import read_manifest, write_manifest
 from retrieval_index.recall import Queries
 from tests.tiny_clip import random_captions, write_pictures, write_tiny_clip, write_tiny_sentence_model
 
@@ -157,6 +158,23 @@ def test_a_manifest_that_does_not_fit_the_files(path: Path, tmp_path: Path) -> N
     write_manifest(copy, replace(manifest, index=replace(manifest.index, file="index/none.faiss")))
     with pytest.raises(RetrievalError, match="FAISS index cannot be read"):
         CaptionIndex.open(copy)
+
+
+def test_a_version_that_is_replaced_while_it_is_opened_gives_way_to_the_next(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(path, tmp_path / "index")
+    manifest = read_manifest(path)
+    (tmp_path / "index/index/00000.faiss").rename(tmp_path / "index/index/00001.faiss")
+    new = replace(manifest, index=replace(manifest.index, file="index/00001.faiss"))
+
+    def open_store(*arguments: object) -> None:
+        write_manifest(tmp_path / "index", new)  # the growth is complete now
+        monkeypatch.undo()
+
+    monkeypatch.setattr(module, "CaptionStore", open_store)
+    opened = CaptionIndex.open(tmp_path / "index")
+    assert opened.manifest == new and opened.captions([0])
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import open_clip
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 from retrieval_index.encoders import EncoderSpec, load_encoder
 from retrieval_index.errors import RetrievalError
-from retrieval_index.open_clip_encoder import OpenClipEncoder
+from retrieval_index.open_clip_encoder import OpenClipEncoder, _revision
 from tests.tiny_clip import random_captions, write_pictures, write_tiny_clip
 
 
@@ -115,3 +116,50 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         RetrievalError, match="does not belong to the text tower. Given: .* 49407 for a vocabulary of 3"
     ):
         OpenClipEncoder(name, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "quick"),
+    [
+        ("ViT-L-14", "openai", True),
+        ("ViT-B-32", "laion400m_e32", True),
+        ("ViT-B-32", "laion2b_s34b_b79k", False),
+        ("ViT-B-32", "weights.pt", False),
+        ("ViT-B-32", None, False),
+    ],
+)
+def test_weights_get_the_activation_they_were_trained_with(
+    name: str, tag: str | None, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def create(*arguments: object, **options: object) -> None:
+        asked.update(options)
+        raise RuntimeError("no hub here")
+
+    monkeypatch.setattr(open_clip, "create_model_from_pretrained", create)
+    with pytest.raises(RetrievalError, match="no hub here"):
+        OpenClipEncoder(name, tag)
+    assert asked["force_quick_gelu"] is quick
+
+
+def test_the_revision_is_the_commit_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository, commit = (
+        tmp_path / "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K",
+        "1a25a446712ba5ee05982a381eed697ef9b435cf",
+    )
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "open_clip_model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert _revision("ViT-B-32", "laion2b_s34b_b79k") == commit
+    assert _revision("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", None) == commit
+    assert _revision("ViT-B-32", "openai") is None  # not in this cache
+    assert _revision("ViT-B-32", "weights.pt") is None and _revision("local-dir:x", None) is None
+
+
+def test_a_model_that_cannot_be_loaded_is_one_message(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(RetrievalError, match="Given: name=ViT-B-32 pretrained=nowhere. Allowed: .*laion2b_s34b_b79k"):
+        OpenClipEncoder("ViT-B-32", "nowhere")
+    assert caplog.records == []

@@ -28,8 +28,9 @@ GIB = 2**30
         (2_000_000, 256, GIB // 2, {}, "ivf_pq"),
         (100_000_000, 768, 512 * GIB, {"device": "cuda"}, "ivf_flat"),
         (100_000_000, 768, 64 * GIB, {}, "ivf_pq"),
+        (100_000_000, 768, 64 * GIB, {"device": "cuda"}, "ivf_pq"),
         (2_000_000, 256, 16 * GIB, {"kind": "flat"}, "flat"),
-        (20, 16, GIB, {"kind": "ivf_pq"}, "ivf_pq"),
+        (256, 16, GIB, {"kind": "ivf_pq"}, "ivf_pq"),
     ],
 )  # fmt: skip
 def test_the_choice(rows: int, width: int, budget: int, options: dict, kind: str) -> None:
@@ -51,6 +52,26 @@ def test_the_choice(rows: int, width: int, budget: int, options: dict, kind: str
 def test_what_cannot_fit_is_refused(options: dict, message: str) -> None:
     with pytest.raises(RetrievalError, match=message):
         choose_plan(2_000_000, 256, 200 * 2**20, **options)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(255, 16), (5000, 33)])
+def test_product_codes_need_rows_to_learn_from_and_an_even_width(rows: int, width: int) -> None:
+    with pytest.raises(RetrievalError, match=f"no product codes .*Given: {rows} x {width}. Allowed: 256 rows"):
+        choose_plan(rows, width, GIB, kind="ivf_pq")
+
+
+def test_product_codes_for_a_gpu_are_of_a_size_that_it_knows() -> None:
+    sizes = {device: choose_plan(100_000_000, 768, 64 * GIB, device=device).code_bytes for device in ("cpu", "cuda")}
+    assert sizes == {"cpu": 384, "cuda": 96}
+    # Of width 1152 none is: the largest that fits is made, for a CPU.
+    assert choose_plan(100_000_000, 1152, 64 * GIB, device="cuda").code_bytes == 576
+
+
+def test_another_kind_is_a_remedy_only_where_one_was_asked_for() -> None:
+    for kind, said in (("auto", False), ("flat", True)):
+        with pytest.raises(RetrievalError, match="exact flat needs 257 MiB") as caught:
+            choose_plan(1200, 16, 2**20, kind=kind)
+        assert ("index.kind=auto" in str(caught.value)) is said
 
 
 def test_the_budget_that_an_error_names_is_enough() -> None:

@@ -37,7 +37,7 @@ def write(directory: Path, suffix: str) -> Path:
     path = directory / f"c{suffix}"
     records = [{"id": key, "caption": text} for key, text in ROWS]
     if suffix == ".txt":
-        path.write_text("A red car\nTwo dogs\n", encoding="utf-8")
+        path.write_text("A red car\nTwo dogs\n \n", encoding="utf-8")
     elif suffix == ".jsonl":
         path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
     elif suffix == ".json":
@@ -57,8 +57,8 @@ def write(directory: Path, suffix: str) -> Path:
 @pytest.mark.parametrize("suffix", READERS)
 def test_every_format_gives_the_same_records(tmp_path: Path, suffix: str) -> None:
     found = [(key, text or None) for key, text in read_records(write(tmp_path, suffix), Keys())]
-    expected = ROWS if suffix != ".txt" else [("c.txt:1", "A red car"), ("c.txt:2", "Two dogs")]
-    assert [(key, text.strip() if text else None) for key, text in found] == expected
+    expected = ROWS if suffix != ".txt" else [("c.txt:1", "A red car"), ("c.txt:2", "Two dogs"), ("c.txt:3", None)]
+    assert [(key, (text.strip() if text else None) or None) for key, text in found] == expected
 
 
 def test_ids_fall_back_to_the_place(tmp_path: Path) -> None:

@@ -79,16 +79,28 @@ def test_the_smallest_effort_is_found() -> None:
     assert tuned.parameters == {"nprobe": 11} and tuned.recall.value == 1
 
 
-def test_a_recall_that_no_longer_rises_ends_the_search() -> None:
-    asked: list[int] = []
+@pytest.mark.parametrize("kind", ["ivf_flat", "hnsw"])
+def test_a_recall_that_stalls_may_rise_again(kind: str) -> None:
+    steps = ladder({1: 0.2, 16: 0.8, 600: 1.0})
+
+    def search(queries: np.ndarray, k: int, parameters: dict[str, int]) -> np.ndarray:
+        return steps(queries, k, {"nprobe": next(iter(parameters.values()))})
+
+    tuned = tune(search, kind, 1024, QUERIES, TRUTH, 10, 0.95)
+    assert tuned.recall.value == 1 and next(iter(tuned.parameters.values())) in range(600, 640)
+
+
+def test_a_recall_that_stalls_is_left_for_more_refinement() -> None:
+    asked: list[tuple[int, int]] = []
     steps = ladder({1: 0.2, 4: 0.8})
 
     def search(queries: np.ndarray, k: int, parameters: dict[str, int]) -> np.ndarray:
-        asked.append(parameters["nprobe"])
+        asked.append((parameters.get("refine", 0), parameters["nprobe"]))
         return steps(queries, k, parameters)
 
-    tuned = tune(search, "ivf_flat", 2**20, QUERIES, TRUTH, 10, 0.95)
-    assert tuned.recall.value == 0.8 and max(asked) == 8
+    tuned = tune(search, "ivf_sq8", 2**20, QUERIES, TRUTH, 10, 0.95)
+    largest = {refine: max(nprobe for other, nprobe in asked if other == refine) for refine, _ in asked}
+    assert tuned.recall.value == 0.8 and largest == {0: 8, 2: 8, 4: 2**20}
     with pytest.raises(
         BelowTarget, match=r"0.8000 \(standard error 0.0000\) of 10 neighbours with 20 pictures"
     ) as caught:

@@ -66,6 +66,13 @@ def test_k_beyond_a_gpus_limit(coarse: faiss.Index) -> None:
         searcher.search(PICTURES, 600)
 
 
+def test_lists_on_a_gpu_that_hold_too_few_rows_are_an_error(coarse: faiss.Index) -> None:
+    searcher = Searcher(coarse, {}, lambda rows: CAPTIONS[rows], gpu=True)
+    searcher.parameters = {"nprobe": 1}
+    with pytest.raises(RetrievalError, match="hold fewer captions .*Given: k=500, nprobe 1. .*index.search_device=cpu"):
+        searcher.search(PICTURES, 500)
+
+
 def test_no_queries(coarse: faiss.Index) -> None:
     scores, rows = Searcher(coarse, {"nprobe": 2, "refine": 2}, lambda rows: CAPTIONS[rows]).search(PICTURES[:0], 3)
     assert scores.shape == rows.shape == (0, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,12 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from retrieval_index.checks import check_k
+from retrieval_index.checks import check_count, check_k
 from retrieval_index.engines import Engine, LocalEngine
 from retrieval_index.faiss_env import check_faiss
+from retrieval_index.faiss_open import check_spread
 from retrieval_index.grow import append_captions, plan_again
 from retrieval_index.index import CaptionIndex
 from retrieval_index.manifest import read_manifest
+from retrieval_index.planner import NAMES
 from retrieval_index.readers import find_files
 from retrieval_index.stages import Job
 from retrieval_index.verify import verify_index
@@ -31,8 +34,8 @@ from tga.cli.caption_index import (
     progress_bars,
 )
 from tga.cli.common import hydra_command, plain, write_summary
+from tga.cli.join_data import read_joined
 from tga.cli.locks import exclusive
-from tga.data.llava_json import load_llava_json
 from tga.data.neighbours import check_search
 from tga.data.sample import Sample
 from tga.errors import UserError
@@ -40,19 +43,23 @@ from tga.errors import UserError
 __all__ = ["EncoderChoice", "ensure_index", "ensure_neighbours", "main"]
 MODES = ("build", "append", "replan", "verify")
 ENGINES = ("local", "ray")
+TEXTS = ("captions", "out", "neighbours", "image_root", "neighbours_bad_list", "neighbours_out", "query")
 
 
 @hydra_command("build_index")
 def main(config: DictConfig) -> Path:
     """Build, grow, join and ask, as far as the config says; what is wrong is found before anything is written."""
     started = time.perf_counter()
-    settings = plain(config)
+    settings = plain(config) | {key: _texts(plain(config)[key]) for key in TEXTS}
     out = Path(settings["out"])
     captions, query, data = settings["captions"], settings["query"], settings["neighbours"]
-    _check(settings)
-    root = Path(settings["image_root"]) if settings["image_root"] else Path(data).parent if data else None
-    samples = load_llava_json(Path(data), root) if data is not None and root is not None else None
-    choice = EncoderChoice(**settings["encoder"])
+    _check(settings, out)
+    samples = None
+    if data is not None:
+        samples = read_joined(
+            data, settings["image_root"], settings["neighbours_columns"], settings["neighbours_bad_list"]
+        )
+    choice = EncoderChoice(**{key: _texts(value) for key, value in settings["encoder"].items()})
     if choice.name is None and (captions is None or settings["mode"] != "build"):
         known = read_manifest(out).encoder
         choice = EncoderChoice(known.kind, known.name, known.pretrained, choice.device, choice.precision)
@@ -62,6 +69,7 @@ def main(config: DictConfig) -> Path:
             _verify(out)
         elif settings["mode"] != "build" or captions is not None:
             built = _make(settings, out, choice, samples)
+            print(_told(out))
             summary |= {"index_built": built, "index_s": round(time.perf_counter() - started, 3)}
         if samples is not None:
             summary |= _join(settings, out, samples, choice)
@@ -92,7 +100,12 @@ def print_neighbours(
     Console().print(table)
 
 
-def _check(settings: dict[str, Any]) -> None:
+def _texts(value: Any) -> Any:
+    """Paths as text, be they written like numbers."""
+    return [str(item) for item in value] if isinstance(value, list) else None if value is None else str(value)
+
+
+def _check(settings: dict[str, Any], out: Path) -> None:
     """Raise UserError or RetrievalError for what is wrong before anything is read."""
     captions, query, data, mode = (settings[key] for key in ("captions", "query", "neighbours", "mode"))
     for key, allowed in (("mode", MODES), ("engine", ENGINES)):
@@ -109,8 +122,13 @@ def _check(settings: dict[str, Any]) -> None:
         raise UserError(f"mode={mode} takes no captions", given=captions, remedy="mode=append adds captions")
     if query is not None and not Path(query).is_file():
         raise UserError("The picture does not exist", given=query, remedy="query=PATH of a picture")
+    check_count(settings["k"], "k", "k=10")
     check_search(settings["neighbours_search"])
+    check_spread(settings["index"]["gpus"])
     index_settings(settings["index"])
+    above = next(place for place in out.absolute().parents if place.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UserError("Nothing can be written here", given=out, remedy="out=DIR of a directory that can be written")
 
 
 def _make(settings: dict[str, Any], out: Path, choice: EncoderChoice, samples: Sequence[Sample] | None) -> bool:
@@ -190,6 +208,20 @@ def _join(settings: dict[str, Any], out: Path, samples: Sequence[Sample], choice
         print(f"Neighbours of {joined.samples} samples: {target}")
         summary |= {"neighbours_samples": joined.samples, "neighbours_without_query": joined.without_query}
     return summary | {"neighbours_s": round(time.perf_counter() - started, 3)}
+
+
+def _told(out: Path) -> str:
+    """What was read and what is there, in two lines."""
+    counts, manifest = _counts(out), read_manifest(out)
+    searched = "".join(f", {name} {value}" for name, value in manifest.index.search.items())
+    recall = manifest.index.recall
+    measured = f"recall@{recall.k} {recall.value:.4f} with {recall.queries} {recall.of}" if recall.queries else "exact"
+    return (
+        f"{counts['captions_read']} records: {counts['captions']} captions, {counts['captions_duplicate']} duplicates, "
+        f"{counts['captions_without_text']} empty, {counts['captions_too_long']} too long; "
+        f"{counts['captions_truncated']} captions cut to what the encoder reads\n"
+        f"{out}: {NAMES[manifest.index.plan['kind']]}{searched}; {measured}"
+    )
 
 
 def _counts(out: Path) -> dict[str, Any]:

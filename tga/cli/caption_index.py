@@ -29,7 +29,7 @@ from retrieval_index.engines import Engine, LocalEngine
 from retrieval_index.errors import RetrievalError
 from retrieval_index.faiss_env import check_faiss
 from retrieval_index.index import CaptionIndex
-from retrieval_index.manifest import MANIFEST, Manifest, read_manifest
+from retrieval_index.manifest import MANIFEST, IndexRecord, Manifest, read_manifest
 from retrieval_index.queries import find_pictures, picture_queries, read_queries
 from retrieval_index.readers import find_files
 from retrieval_index.recall import Queries
@@ -130,7 +130,7 @@ def ensure_index(
     """Build the index of caption files at `out` unless it is there; returns whether it was built.
 
     It is there when its manifest names the same captions, the same encoder and the same storage settings; what has been
-    added to it since does not matter, nor which kind of FAISS index it has.
+    added to it since does not matter, nor which kind of FAISS index it has, unless `group` asks for one.
 
     Args:
         captions: caption files, folders, patterns.
@@ -144,7 +144,8 @@ def ensure_index(
 
     Raises:
         RetrievalError: captions, encoder or settings that cannot be used.
-        UserError: an index of something else at `out`, with `overwrite` False.
+        UserError: an index of something else at `out`, with `overwrite` False; one of another kind than is asked
+            for, or below the recall.
     """
     files = find_files(captions)
     choice.spec.check()
@@ -160,6 +161,7 @@ def ensure_index(
         )  # fmt: skip
         if is_there and found.sources[0].sha256 == sha256:
             check_k(k, found.rows)
+            _check_is_wanted(found.index, settings, out)
             return False
         if not overwrite:
             raise UserError(
@@ -173,6 +175,21 @@ def ensure_index(
         )
         build_index(files, out, job, corpus_sha256=sha256)
     return True
+
+
+def _check_is_wanted(index: IndexRecord, settings: IndexSettings, out: Path) -> None:
+    """Raise UserError where an index that is there is of another kind than is asked for, or below the recall."""
+    kind, recall = index.plan["kind"], index.recall
+    least = settings.target_recall if settings.accept_recall is None else settings.accept_recall
+    if settings.kind in ("auto", kind) and recall.value >= least:
+        return
+    raise UserError(
+        "The captions are indexed already, but not as is asked for now",
+        given=f"{out}: index.kind={kind} with recall@{recall.k} {recall.value:g}",
+        allowed=f"index.kind={settings.kind} with a recall of {least:g}",
+        remedy=f"mode=replan index.kind={settings.kind} without captions= encodes nothing again; or index.kind=auto, "
+        "index.accept_recall=0",
+    )
 
 
 def ensure_neighbours(
