@@ -30,6 +30,7 @@ from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfi
 from tga.steering.cmrm import RequestShift
 from tga.steering.hooks import steered
 from tga.vlm.families import LLAVA, component
+from tga.vlm.kv_cache import cache_argument
 
 PATCH = 14
 GOAL = 1.05  # of dataset_over_plain_decode_time
@@ -111,7 +112,9 @@ class Bench:
         """The cache after the prompt, and the first token [1, 1]."""
         cache = DynamicCache(config=self.model.config.get_text_config())
         with self.corrected(self.shifts(arm)):
-            logits = self.model(**self.inputs([self.pictured_row]), past_key_values=cache, logits_to_keep=1).logits
+            logits = self.model(
+                **self.inputs([self.pictured_row]), **{cache_argument(): cache}, logits_to_keep=1
+            ).logits
         return cache, logits[:, -1].argmax(dim=-1, keepdim=True)
 
     def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
@@ -152,7 +155,7 @@ def decode_times(bench: Bench, tokens: int, warm_up: int) -> dict[str, list[floa
             cache, token = states[arm]
 
             def step(cache: DynamicCache = cache, token: Tensor = token) -> Tensor:
-                hidden = decoder(input_ids=token, past_key_values=cache, use_cache=True).last_hidden_state
+                hidden = decoder(input_ids=token, **{cache_argument(): cache}, use_cache=True).last_hidden_state
                 return head(hidden[:, -1]).argmax(dim=-1, keepdim=True)
 
             with bench.corrected(shifts[arm]):

@@ -12,6 +12,7 @@ from tests.localization.reference import forward
 from tests.localization.test_knockout import row_of, run
 from tga.localization.addition import added_states, mean_span_states
 from tga.localization.prompts import TextBatch, TextPrompt, text_batches
+from tga.vlm.kv_cache import cache_argument
 from tga.vlm.language_model import LANGUAGE_MODEL
 
 
@@ -41,7 +42,7 @@ def test_generated_tokens_are_left_alone_and_read_the_change_from_the_cache(
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     kept = torch.tensor([1, 2])
     with torch.no_grad(), added_states(llm, LANGUAGE_MODEL, vectors(), batch.toxic) as rows:
-        given = {"past_key_values": cache, "use_cache": True}
+        given = {cache_argument(): cache, "use_cache": True}
         llm(input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, **given)
         cache.batch_select_indices(kept)
         rows.keep(kept)

@@ -13,6 +13,7 @@ from tests.tiny import tiny_llm
 from tga.errors import UserError
 from tga.localization.knockout import attention_knockout
 from tga.localization.prompts import TextBatch
+from tga.vlm.kv_cache import cache_argument
 from tga.vlm.language_model import LANGUAGE_MODEL
 
 
@@ -103,7 +104,7 @@ def test_generated_tokens_do_not_read_blocked_ones_from_the_cache(attention: str
     later = torch.tensor([[40, 41, 42], [50, 51, 52], [60, 61, 62]])
     with torch.no_grad(), attention_knockout(model, LANGUAGE_MODEL, layers, batch.toxic) as rows:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        given = {"past_key_values": cache, "use_cache": True}
+        given = {cache_argument(): cache, "use_cache": True}
         model(input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, **given)
         last, kept = positions[:, -1:], torch.arange(3)
         for step in range(3):

@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from tga.evaluation.prompts import PromptBatch, prompt_batch, prompt_rows
 from tga.evaluation.questions import Question
 from tga.vlm.families import Family, component
+from tga.vlm.kv_cache import cache_argument
 
 
 class Steered(Protocol):
@@ -150,7 +151,7 @@ def _next_logits(model: Any, family: Family) -> Step:
     decoder, head = component(model, family.language_model), component(model, family.lm_head)
 
     def step(inputs: dict[str, Tensor], positions: Tensor, cache: DynamicCache) -> tuple[Tensor, Tensor | int]:
-        given: dict[str, Any] = {**inputs, "past_key_values": cache, "use_cache": True}
+        given: dict[str, Any] = {**inputs, cache_argument(): cache, "use_cache": True}
         if "pixel_values" not in inputs:
             return head(decoder(position_ids=positions, **given).last_hidden_state[:, -1]), 0
         if family.rope_deltas is None:

@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from tga.errors import UserError
 from tga.localization.rows import Rows
 from tga.vlm.families import Family, component
+from tga.vlm.kv_cache import cache_among
 
 
 @contextmanager
@@ -118,5 +119,5 @@ def _closed(
 
 def _past_length(kwargs: dict[str, Any], index: int) -> int:
     """Tokens that the cache already holds for this layer, or held and dropped."""
-    cache = kwargs.get("past_key_values")
+    cache = cache_among(kwargs)
     return 0 if cache is None else int(cache.get_seq_length(index))

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from tga.vlm.families import Family, component, image_token_id
+from tga.vlm.kv_cache import cache_argument
 from tga.vlm.padding import pad_rows
 
 Inputs = Callable[[Sequence[Sequence[int]]], Mapping[str, Any]]
@@ -95,7 +96,7 @@ class PrefixStates:
         cache = DynamicCache(config=self._model.config.get_text_config())
         for layer, kept in enumerate(self._cache if shared else ()):
             cache.update(*(state[:, :, :shared].expand(len(rows), -1, -1, -1) for state in kept), layer)
-        given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+        given = {"attention_mask": mask, "position_ids": positions, cache_argument(): cache, "use_cache": True}
         with last_position_states(self._model, self._family, self._layers) as states:
             component(self._model, self._family.language_model)(input_ids=ids, **given)
         return _stacked(states, self._layers)
@@ -124,10 +125,10 @@ class PrefixStates:
         with last_position_states(self._model, self._family, self._layers):
             if self._inputs is not None:
                 inputs = _counted(self._family, self._inputs([tokens]))
-                self._model(**inputs, past_key_values=cache, use_cache=True)
+                self._model(**inputs, **{cache_argument(): cache}, use_cache=True)
             else:
                 ids = torch.tensor([tokens], device=self._model.device)
-                given = {"attention_mask": torch.ones_like(ids), "past_key_values": cache, "use_cache": True}
+                given = {"attention_mask": torch.ones_like(ids), cache_argument(): cache, "use_cache": True}
                 component(self._model, self._family.language_model)(input_ids=ids, **given)
         self._tokens, self._cache = tokens, []
         for layer in cache.layers[: max(self._layers)]:
