@@ -1,4 +1,4 @@
-"""Under which name transformers takes a KV cache: `cache` in new versions (5.24 is one), `past_key_values` in older ones.
+"""Under which name transformers takes a KV cache: `cache` in new versions (5.24 is one), before that `past_key_values`.
 
 Models of new versions still take the old name for a while, but their decoder layers are called with the new one, and
 that is what a hook sees.
