@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from retrieval_index.faiss_env import import_faiss
-from retrieval_index.faiss_files import merge_lists, write_flat, write_index
+from retrieval_index.faiss_files import merge_lists, write_flat, write_index, write_lists
 from retrieval_index.planner import HNSW_LINKS, HNSW_QUANTISER_LISTS, Plan
 from retrieval_index.vectors import Vectors, uniform_sample
 
@@ -58,9 +58,8 @@ class PartWriter:
         last = min(first + self.part_rows, self.rows)
         if not self.path(number).exists():
             index = import_faiss().read_index(str(self.directory / TRAINED))
-            for row, block in Vectors(self.paths).blocks(first, last):
-                index.add_with_ids(block, np.arange(row, row + len(block), dtype=np.int64))
-            write_index(index, self.path(number))
+            lists, codes = encoded(index, Vectors(self.paths), first, last)
+            write_lists(self.path(number), index, lists, codes, first)
         return last - first
 
 
@@ -125,6 +124,21 @@ def grow_index(
     parts = [writer.path(number) for number in range(writer.parts)]
     merge_lists(path, faiss.read_index(str(trained)), [old, *parts])
     remove_parts(path.parent)
+
+
+def encoded(index: Any, vectors: Vectors, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """List `[rows]` int64 and code `[rows, code bytes]` uint8 of the rows from `first` to `last`.
+
+    What `index.add` computes, without the lists that FAISS doubles whenever one is full.
+    """
+    swig_ptr = import_faiss().swig_ptr
+    lists = np.empty(last - first, dtype=np.int64)
+    codes = np.empty((last - first, index.code_size), dtype=np.uint8)
+    for row, block in vectors.blocks(first, last):
+        part = slice(row - first, row - first + len(block))
+        lists[part] = index.quantizer.search(block, 1)[1][:, 0]
+        index.encode_vectors(len(block), swig_ptr(block), swig_ptr(lists[part]), swig_ptr(codes[part]))
+    return lists, codes
 
 
 def emptied(index: Any) -> Any:

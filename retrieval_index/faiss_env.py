@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from importlib import metadata, util
 from typing import Any
@@ -44,8 +45,9 @@ def faiss_threads() -> int:
     return int(import_faiss().omp_get_max_threads())
 
 
+@functools.cache
 def import_faiss() -> Any:
-    """FAISS, where one build of it is installed; it would log which instruction sets it tried."""
+    """FAISS, where one build of it is installed (looked for once); it would log which instruction sets it tried."""
     check_faiss()
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     import faiss

@@ -60,6 +60,25 @@ def write_index(index: Any, path: Path) -> None:
             raise
 
 
+def write_lists(path: Path, empty: Any, lists: np.ndarray, codes: np.ndarray, first_id: int) -> None:
+    """Write the inverted-file index of some rows, numbered from `first_id`, which stay in their order in every list.
+
+    Args:
+        path: of the result.
+        empty: the trained index without rows.
+        lists: of each row, `[rows]` int64.
+        codes: of each row, `[rows, code bytes]` uint8.
+        first_id: of the first row.
+    """
+    sizes = np.bincount(lists, minlength=empty.nlist)
+    order = np.argsort(lists, kind="stable")
+    with replacing(path) as temporary, open(temporary, "wb", buffering=1 << 20) as stream:
+        _write_list_head(stream, _list_head(empty), sizes, codes.shape[1])
+        for rows in np.split(order, np.cumsum(sizes)[:-1]):
+            stream.write(codes[rows].data)
+            stream.write((rows + first_id).astype("<i8").data)
+
+
 def merge_lists(path: Path, empty: Any, parts: Sequence[Path]) -> None:
     """Write the inverted-file index that holds the lists of all parts, each list in the order of the parts.
 
@@ -73,9 +92,7 @@ def merge_lists(path: Path, empty: Any, parts: Sequence[Path]) -> None:
     sizes = np.stack([part.sizes for part in lists]).sum(axis=0, dtype=np.uint64)
     code_bytes = lists[0].code_bytes
     with replacing(path) as temporary, open(temporary, "wb", buffering=1 << 20) as stream:
-        stream.write(_with_rows(head, int(sizes.sum())))
-        stream.write(struct.pack("<4sQQ4sQ", b"ilar", len(sizes), code_bytes, b"full", len(sizes)))
-        stream.write(sizes.astype("<u8").tobytes())
+        _write_list_head(stream, head, sizes, code_bytes)
         # Each part is read from its beginning to its end: the lists lie in the same order everywhere.
         sources = [open(part, "rb", buffering=1 << 20) for part in parts]
         try:
@@ -115,6 +132,13 @@ def _list_head(empty: Any) -> bytes:
     if empty.ntotal != 0 or not data.endswith(tail):
         raise _other_format()
     return data[: -len(tail)]
+
+
+def _write_list_head(stream: BinaryIO, head: bytes, sizes: np.ndarray, code_bytes: int) -> None:
+    """All that stands before the lists, whose sizes are `[lists]`."""
+    stream.write(_with_rows(head, int(sizes.sum())))
+    stream.write(struct.pack("<4sQQ4sQ", b"ilar", len(sizes), code_bytes, b"full", len(sizes)))
+    stream.write(sizes.astype("<u8").tobytes())
 
 
 def _with_rows(head: bytes, rows: int) -> bytes:

@@ -29,11 +29,12 @@ NAMES = {
 
 RESERVED = 160 << 20  # the interpreter and its libraries (FAISS, Arrow) without torch
 BUFFERS = 96 << 20  # blocks of vectors and scores while adding and measuring
-GROWTH = 2.8  # lists that grow in memory are copied when they are full; measured 2.3 (bench_index)
+GROWTH = 2.8  # a graph that grows in memory is copied when its place is full
+SORTING = 32  # bytes per row beside its code while a part is sorted by lists: list, order, and what sorting takes
 EXACT_NUMBERS = {"cpu": 10**8, "cuda": 2 * 10**10}  # rows x width up to which a query against all is quick
 HNSW_LINKS, HNSW_BUILD_S = 32, 600.0  # built by one thread, or its links would depend on the order of threads
 SAMPLE_PER_LIST, LEAST_PER_LIST = 64, 32
-LEAST_PART_ROWS = 100_000
+LEAST_PART_ROWS, PARTS = 100_000, 32  # so many parts for machines to share, and for a kill to lose little
 HNSW_QUANTISER_LISTS = 65_536  # from here on a graph over the centroids finds the lists
 
 # Per thread, on the machine of docs/scale.md.
@@ -247,9 +248,8 @@ def _inverted(kind: str, code_bytes: int, rows: int, width: int, budget: int, li
     affordable = (room - 2 * centroids) // (8 * width)
     sample = max(LEAST_PER_LIST * lists, min(SAMPLE_PER_LIST * lists, affordable))
     sample = min(rows, max(sample, min(PQ_SAMPLE, rows) if kind == "ivf_pq" else 0))
-    part_rows = int((room - 2 * centroids) // (GROWTH * row_bytes))
-    part_rows = min(rows, max(part_rows, LEAST_PART_ROWS))
+    part_rows = min(rows, max(-(-rows // PARTS), LEAST_PART_ROWS))
     learning = 8 * sample * width + 2 * centroids
-    adding = int(GROWTH * part_rows * row_bytes) + 2 * centroids
+    adding = part_rows * (code_bytes + SORTING) + 2 * centroids
     peak = RESERVED + BUFFERS + max(size, learning, adding)
     return Plan(kind, rows, width, lists, code_bytes, sample, part_rows, size, peak)

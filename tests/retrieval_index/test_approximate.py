@@ -58,6 +58,18 @@ def test_parts_do_not_change_the_answers(tmp_path: Path, kind: str) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("kind", INVERTED)
+def test_a_part_is_the_file_that_faiss_writes(tmp_path: Path, kind: str) -> None:
+    vectors, plan = write_vectors(tmp_path / "v", CAPTIONS), plan_of(kind)
+    own = approximate._learned(vectors, plan)
+    approximate.write_index(own, tmp_path / approximate.TRAINED)
+    writer = PartWriter(tuple(file.path for file in vectors.files), tmp_path, 500, ROWS, ROWS)
+    assert writer(0) == ROWS - 500
+    own.add_with_ids(CAPTIONS[500:], np.arange(500, ROWS))
+    faiss.write_index(own, str(tmp_path / "own"))
+    assert writer.path(0).read_bytes() == (tmp_path / "own").read_bytes()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_bytes_again(tmp_path: Path, kind: str) -> None:
     vectors = write_vectors(tmp_path / "v", CAPTIONS)

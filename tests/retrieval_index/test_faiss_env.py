@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from retrieval_index.errors import RetrievalError
-from retrieval_index.faiss_env import check_faiss
+from retrieval_index.faiss_env import check_faiss, import_faiss
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -33,3 +33,9 @@ def test_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     with pytest.raises(RetrievalError, match="not installed"):
         check_faiss()
+
+
+def test_the_builds_are_looked_for_once_and_not_at_every_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    faiss = import_faiss()
+    installed(monkeypatch, "faiss-cpu", "faiss-gpu")  # reading the metadata of all packages takes longer than a search
+    assert import_faiss() is faiss

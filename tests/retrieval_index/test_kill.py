@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,8 +61,16 @@ def test_the_undisturbed_index_is_what_the_kill_tests_take_it_for(undisturbed: P
     assert grown.captions(range(900)) == CAPTIONS
 
 
+def some(in_every_run: set[int], *others: int) -> list[Any]:
+    """Numbers of renames; those beside the few of every run are slow tests, as each starts two processes."""
+    return [
+        pytest.param(number, marks=() if number in in_every_run else pytest.mark.slow)
+        for number in sorted(in_every_run | {*others})
+    ]
+
+
 # A build renames some thirty times: the first, the middle and the last of each stage.
-@pytest.mark.parametrize("renames", [1, 4, 6, 9, 12, 16, 21, 24, 26])
+@pytest.mark.parametrize("renames", some({6, 21}, 1, 4, 9, 12, 16, 24, 26))
 def test_a_build_ended_at_a_rename(undisturbed: Path, tmp_path: Path, renames: int) -> None:
     directory = copy_of(undisturbed, tmp_path, built=False)
     process = run("build", directory, renames)
@@ -71,7 +80,7 @@ def test_a_build_ended_at_a_rename(undisturbed: Path, tmp_path: Path, renames: i
     assert contents(directory / "index") == contents(undisturbed / "built")
 
 
-@pytest.mark.parametrize("renames", [2, 7, 12, 17, 19, 21, 23])
+@pytest.mark.parametrize("renames", some({19}, 2, 7, 12, 17, 21, 23))
 def test_a_growth_ended_at_a_rename(undisturbed: Path, tmp_path: Path, renames: int) -> None:
     directory = copy_of(undisturbed, tmp_path, built=True)
     reader = CaptionIndex.open(directory / "index")

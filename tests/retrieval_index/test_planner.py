@@ -81,6 +81,11 @@ def test_the_budget_that_an_error_names_is_enough() -> None:
     assert choose_plan(50_000_000, 768, named * 2**20).kind == "ivf_pq"
 
 
+def test_large_indexes_are_filled_in_parts_and_small_ones_at_once() -> None:
+    large, small = (choose_plan(rows, 64, 64 * GIB, kind="ivf_sq8") for rows in (50_000_000, 90_000))
+    assert (large.part_rows, small.part_rows) == (50_000_000 // 32, 90_000)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_estimated_size_is_the_files_size(tmp_path: Path, kind: str) -> None:
     vectors = write_vectors(tmp_path / "v", captions_and_pictures(3000, 1, 32)[0])
