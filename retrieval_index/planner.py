@@ -38,9 +38,9 @@ LEAST_PART_ROWS, PARTS = 100_000, 32  # so many parts for machines to share, and
 HNSW_QUANTISER_LISTS = 65_536  # from here on a graph over the centroids finds the lists
 
 # Per thread, on the machine of docs/scale.md.
-FLOP_PER_S = 60e9  # of large matrix products
-PQ_FLOP_PER_S = 12e9  # of the many small ones of product quantisation
-HNSW_ROW_S = 1.5e-6  # to insert a row, per number of width, among a million
+FLOP_PER_S = 28e9  # of large matrix products
+PQ_FLOP_PER_S, PQ_LEARN_FLOP_PER_S = 11e9, 1.3e9  # of the many small ones of product quantisation
+HNSW_ROW_S = 2.2e-6  # to insert a row, per number of width, among a million
 DISK_BYTES_PER_S = 5e8
 KMEANS_ITERATIONS, PQ_ITERATIONS, PQ_SAMPLE = 10, 25, 65_536
 GPU_CODE_BYTES = (
@@ -96,17 +96,19 @@ class Plan:
 
     def build_seconds(self, threads: int) -> float:
         """An estimate of the time from the embeddings to the FAISS file."""
-        flop, pq_flop, seconds = 0.0, 0.0, self.index_bytes / DISK_BYTES_PER_S
+        flop, seconds = 0.0, self.index_bytes / DISK_BYTES_PER_S
         if self.lists:
             flop += 2.0 * self.lists * self.sample * self.width * KMEANS_ITERATIONS
             compared = self.lists if self.lists < HNSW_QUANTISER_LISTS else 64 * math.log2(self.lists)
             flop += 2.0 * self.rows * compared * self.width
             seconds += 2 * self.index_bytes / DISK_BYTES_PER_S * (self.part_rows < self.rows)
         if self.kind == "ivf_pq":
-            pq_flop = 2.0 * PQ_CENTROIDS * self.width * (min(self.sample, PQ_SAMPLE) * PQ_ITERATIONS + self.rows)
+            pq_flop = 2.0 * PQ_CENTROIDS * self.width
+            learned = min(self.sample, PQ_SAMPLE) * PQ_ITERATIONS
+            seconds += pq_flop * (learned / PQ_LEARN_FLOP_PER_S + self.rows / PQ_FLOP_PER_S) / threads
         if self.kind == "hnsw":
             seconds += hnsw_seconds(self.rows, self.width)
-        return seconds + (flop / FLOP_PER_S + pq_flop / PQ_FLOP_PER_S) / threads
+        return seconds + flop / FLOP_PER_S / threads
 
     def describe(self, budget: int, threads: int) -> str:
         """One line: the choice, its size, and how long it will take."""
