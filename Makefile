@@ -13,10 +13,10 @@ test: ## Run the default tests (minutes; no network, no GPU)
 	$(PYTHON) -m pytest
 
 test-slow: ## Run the tests that train (many minutes)
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -n 0 -m slow
 
 test-gpu: ## Run the tests that need a CUDA device
-	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m pytest -n 0 -m gpu
 
 lint: ## Check style and format without changing anything
 	$(PYTHON) -m ruff check .

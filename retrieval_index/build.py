@@ -8,8 +8,6 @@ with another plan of the index only the index does, and embeddings stay.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from retrieval_index.corpus import hash_corpus
 from retrieval_index.encoders import describe_encoder
 from retrieval_index.errors import RetrievalError
 from retrieval_index.faiss_env import check_faiss, faiss_threads
-from retrieval_index.files import claimed, file_sha256
+from retrieval_index.files import claimed, file_sha256, move_into_place
 from retrieval_index.generation import make_generation, plan_index
 from retrieval_index.manifest import MANIFEST, EncoderRecord, Manifest, read_manifest, write_manifest
 from retrieval_index.settings import IndexSettings
@@ -65,7 +63,7 @@ def build_index(files: Sequence[Path], out: Path, job: Job, *, corpus_sha256: st
             )
             write_manifest(work, manifest)
         tidy(work)
-        _move_into_place(work, out)
+        move_into_place(work, out)
     return read_manifest(out)
 
 
@@ -87,14 +85,3 @@ def _is_complete(work: Path, sha256: str, record: EncoderRecord, settings: Index
     made = (found.sources[0].sha256, found.encoder.identity, found.dtype, found.shard_rows, found.index.recall.target)
     asked = (sha256, record.identity, settings.dtype, settings.shard_rows, settings.target_recall)
     return made == asked and found.index.plan["memory_budget"] == settings.budget
-
-
-def _move_into_place(work: Path, out: Path) -> None:
-    retired = out.with_name(out.name + ".old")
-    if retired.exists():
-        shutil.rmtree(retired)
-    if out.exists():
-        os.rename(out, retired)
-    os.rename(work, out)
-    if retired.exists():
-        shutil.rmtree(retired)

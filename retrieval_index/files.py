@@ -5,11 +5,13 @@ Everything is written under a temporary name beside its place, flushed and renam
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +51,40 @@ def disk_full(path: Path) -> RetrievalError:
         given=path,
         remedy="free some space and run the same command again: what is finished is kept",
     )
+
+
+def move_into_place(made: Path, path: Path) -> None:
+    """Give the finished directory `made` the name `path`; what stood there is removed.
+
+    The two swap names in one step where the file system can (Linux, `renameat2`): a reader finds the one or the other
+    at any moment. Elsewhere there is an instant at which `path` has no directory.
+    """
+    if not path.exists():
+        os.rename(made, path)
+    elif _swap(made, path):
+        shutil.rmtree(made)
+    else:
+        retired = path.with_name(path.name + ".old")
+        if retired.exists():
+            shutil.rmtree(retired)
+        os.rename(path, retired)
+        os.rename(made, path)
+        shutil.rmtree(retired)
+    synchronise(path.parent)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two names; False where the C library or the file system has no such call."""
+    at_working_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    if not call(at_working_directory, os.fsencode(one), at_working_directory, os.fsencode(other), exchange):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def synchronise(path: Path) -> None:

@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from tga.cli.locks import exclusive
 with exclusive(Path(sys.argv[1])):
     print("in", flush=True)
@@ -75,3 +77,11 @@ def test_the_place_is_free_after_an_error(tmp_path: Path) -> None:
         1 / 0  # noqa: B018
     with claimed(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize("take", [exclusive, claimed])
+def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path, take: Callable[[Path], Any]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Nothing can be written at this place. Given: .*below: (Not a directory|File exists)"):
+        with take(tmp_path / "file" / "below"):
+            pytest.fail("held")

@@ -106,7 +106,7 @@ def test_stopped_before_it_took_its_name(tmp_path: Path, file: Path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("retrieval_index.build._move_into_place", stopped)
+        patch.setattr("retrieval_index.build.move_into_place", stopped)
         with pytest.raises(KeyboardInterrupt):
             build_index([file], tmp_path / "index", job())
     encoder = CheapEncoder()

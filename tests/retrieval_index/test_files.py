@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from retrieval_index.errors import RetrievalError
-from retrieval_index.files import claimed, file_sha256, hash_files, remove_unfinished, replacing, write_json
+from retrieval_index.files import (
+    _swap,
+    claimed,
+    file_sha256,
+    hash_files,
+    move_into_place,
+    remove_unfinished,
+    replacing,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -32,6 +41,31 @@ def test_a_full_disk_is_one_message_and_the_old_file_stays(tmp_path: Path) -> No
         with replacing(path) as temporary:
             temporary.write_text("new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_directory_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool) -> None:
+    if not swaps:
+        monkeypatch.setattr("retrieval_index.files._swap", lambda one, other: False)
+    for content in ("first", "second", "third"):
+        made = tmp_path / "made"
+        made.mkdir()
+        (made / "file").write_text(content)
+        move_into_place(made, tmp_path / "place")
+        assert (tmp_path / "place/file").read_text() == content
+        assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_a_place_is_never_without_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("made", "place", "probe", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    if not _swap(tmp_path / "probe", tmp_path / "other"):
+        pytest.skip("this file system cannot swap two names")
+    # Every removal and renaming of a name would go through these.
+    monkeypatch.setattr("os.rename", lambda *_: pytest.fail("renamed one by one"))
+    move_into_place(tmp_path / "made", tmp_path / "place")
+    assert (tmp_path / "place/file").read_text() == "made" and not (tmp_path / "made").exists()
 
 
 def test_json_is_the_same_for_the_same_content(tmp_path: Path) -> None:

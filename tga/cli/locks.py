@@ -37,8 +37,16 @@ def claimed(path: Path) -> Iterator[None]:
 @contextmanager
 def _held(path: Path, *, wait: bool) -> Iterator[None]:
     lock = path.parent / f".{path.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquire(lock, path, wait)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(lock, path, wait)
+    except OSError as error:
+        raise UserError(
+            "Nothing can be written at this place",
+            given=f"{path}: {os.strerror(error.errno or 0)}",
+            allowed="a directory on a file system that this user may write to",
+            remedy="name another directory",
+        ) from error
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
