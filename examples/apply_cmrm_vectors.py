@@ -21,28 +21,19 @@ with safe_open(vectors, framework="pt") as file:
     alpha = float(strength[0] if strength else file.metadata()["alpha"] or 1.0)
     shifts = {int(key.removeprefix("layer_")): file.get_tensor(key) for key in file.keys()}
 
-
-def corrected(shift: torch.Tensor):
-    """A forward hook that takes the scaled shift away from what a decoder layer puts out, at every position."""
+for layer, shift in shifts.items() if alpha else ():
     scaled = (alpha * shift).to(model.device, model.dtype)
 
-    def hook(module, args, output):
-        if isinstance(output, tuple):  # older versions of transformers
-            return (output[0] - scaled, *output[1:])
-        return output - scaled
+    def correct(module, args, output, scaled=scaled):
+        """Take the scaled shift away from what a decoder layer puts out, at every position."""
+        return (output[0] - scaled, *output[1:]) if isinstance(output, tuple) else output - scaled
 
-    return hook
-
-
-layers = model.get_decoder().layers
-for layer, shift in shifts.items() if alpha else ():
-    layers[layer - 1].register_forward_hook(corrected(shift))
+    model.get_decoder().layers[layer - 1].register_forward_hook(correct)
 
 turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
 text = processor.apply_chat_template([turn], add_generation_prompt=True)
-inputs = processor(
-    images=[Image.open(picture).convert("RGB")], text=text, add_special_tokens=False, return_tensors="pt"
-)
+image = Image.open(picture).convert("RGB")
+inputs = processor(images=[image], text=text, add_special_tokens=False, return_tensors="pt")
 with torch.inference_mode():
     tokens = model.generate(**inputs.to(model.device), max_new_tokens=64, do_sample=False)
 print(processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
