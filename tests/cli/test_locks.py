@@ -82,6 +82,8 @@ def test_the_place_is_free_after_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("take", [exclusive, claimed])
 def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path, take: Callable[[Path], Any]) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="Nothing can be written at this place. Given: .*below: (Not a directory|File exists)"):
+    with pytest.raises(
+        UserError, match="Nothing can be written at this place. Given: .*below: (Not a directory|File exists)"
+    ):
         with take(tmp_path / "file" / "below"):
             pytest.fail("held")
