@@ -60,7 +60,7 @@ def model_config() -> dict[str, object]:
 
 def render(count: int, rng: random.Random, style: Style) -> tuple[list[Scene], np.ndarray]:
     """`count` scenes and their pictures, uint8 [count, 64, 64, 3]."""
-    scenes = [sample_scene(rng, PICTURED, PICTURED, 0.5) for _ in range(count)]
+    scenes = [sample_scene(rng, PICTURED, PICTURED, 0.5, as_named=False) for _ in range(count)]
     pictures = np.stack([np.asarray(draw(scene, rng, style)) for scene in scenes])
     return scenes, pictures
 
