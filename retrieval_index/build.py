@@ -41,7 +41,7 @@ def build_index(files: Sequence[Path], out: Path, job: Job, *, corpus_sha256: st
     settings.check()
     check_out(out)
     check_faiss()
-    out = out.absolute()
+    out = out.resolve()  # where `out` is a link, the directory behind it is replaced
     work = out.with_name(out.name + ".building")
     record = describe_encoder(job.encoder, job.source.spec)
     sha256 = corpus_sha256 or hash_corpus(files, settings.keys, settings.max_characters)

@@ -57,18 +57,24 @@ def move_into_place(made: Path, path: Path) -> None:
     """Give the finished directory `made` the name `path`; what stood there is removed.
 
     The two swap names in one step where the file system can (Linux, `renameat2`): a reader finds the one or the other
-    at any moment. Elsewhere there is an instant at which `path` has no directory.
+    at any moment. Elsewhere there is an instant at which `path` has no directory. What is being removed has a name of
+    its own, `<path>.old`, so that a half-removed directory is never taken for finished work.
+
+    Args:
+        made: the finished directory, beside `path`.
+        path: no link.
     """
+    retired = path.with_name(path.name + ".old")
+    if retired.exists():  # a process was killed while it removed it
+        shutil.rmtree(retired)
     if not path.exists():
         os.rename(made, path)
-    elif _swap(made, path):
-        shutil.rmtree(made)
     else:
-        retired = path.with_name(path.name + ".old")
-        if retired.exists():
-            shutil.rmtree(retired)
-        os.rename(path, retired)
-        os.rename(made, path)
+        if _swap(made, path):
+            os.rename(made, retired)
+        else:
+            os.rename(path, retired)
+            os.rename(made, path)
         shutil.rmtree(retired)
     synchronise(path.parent)
 

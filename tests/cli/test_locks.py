@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from typing import Any
 from tga.cli.locks import exclusive
 with exclusive(Path(sys.argv[1])):
     print("in", flush=True)

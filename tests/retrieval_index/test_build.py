@@ -205,3 +205,32 @@ def test_vectors_that_are_not_finite(tmp_path: Path, file: Path) -> None:
     with pytest.raises(RetrievalError, match="not finite. Given: 2 captions, the first one "):
         build_index([file], tmp_path / "index", job(Broken()))
     assert not (tmp_path / "index").exists()
+
+
+def test_killed_while_it_removes_the_old_index(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, half = tmp_path / "index", replace(SMALL, dtype="float16")
+    build_index([file], out, job())
+    old = contents(out)
+
+    def killed(path: Path) -> None:
+        for shard in (path / "shards").iterdir():
+            shard.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("retrieval_index.files.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_index([file], out, job(settings=half))
+    assert read_manifest(out).dtype == "float16"
+    build_index([file], out, job())
+    assert contents(out) == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.txt", "index"]
+
+
+def test_an_index_behind_a_link_is_rebuilt_where_it_is(tmp_path: Path, file: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    build_index([file], tmp_path / "disk" / "index", job())
+    (tmp_path / "index").symlink_to(tmp_path / "disk" / "index")
+    build_index([file], tmp_path / "index", job(settings=replace(SMALL, dtype="float16")))
+    assert (tmp_path / "index").is_symlink() and read_manifest(tmp_path / "disk" / "index").dtype == "float16"
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["index"]

@@ -62,8 +62,13 @@ def test_a_place_is_never_without_a_directory(tmp_path: Path, monkeypatch: pytes
         (tmp_path / name / "file").write_text(name)
     if not _swap(tmp_path / "probe", tmp_path / "other"):
         pytest.skip("this file system cannot swap two names")
-    # Every removal and renaming of a name would go through these.
-    monkeypatch.setattr("os.rename", lambda *_: pytest.fail("renamed one by one"))
+    rename = os.rename
+
+    def watched(old: Path, new: Path) -> None:
+        assert (tmp_path / "place/file").read_text() == "made"  # the new one stands there before anything is renamed
+        rename(old, new)
+
+    monkeypatch.setattr("os.rename", watched)
     move_into_place(tmp_path / "made", tmp_path / "place")
     assert (tmp_path / "place/file").read_text() == "made" and not (tmp_path / "made").exists()
 

@@ -8,17 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import tiny_llava, write_tiny_parts
+from tests.tiny import tiny_llava, tiny_llm, write_tiny_parts
 from tga.errors import UserError
 from tga.training.base_model import BaseModel
-from tga.training.checkpoint import latest_checkpoint, put_weights, read_checkpoint, restore_model
+from tga.training.checkpoint import (
+    FROZEN,
+    frozen_fingerprint,
+    latest_checkpoint,
+    put_weights,
+    read_checkpoint,
+    restore_model,
+)
 
 NAME = "model.multi_modal_projector.linear_1.bias"
 
 
-def write(path: Path, base: BaseModel, value: torch.Tensor) -> Path:
-    hyper_parameters = {"base_model": base.located()}
-    state = {"model." + NAME: value, "centre": torch.ones(1, 2)}
+def write(path: Path, base: BaseModel, value: torch.Tensor, **stated: str) -> Path:
+    return write_weights(path, base, {NAME: value}, **stated)
+
+
+def write_weights(path: Path, base: BaseModel, weights: dict[str, torch.Tensor], **stated: str) -> Path:
+    hyper_parameters = {"base_model": base.located(), **stated}
+    state = {**{"model." + name: value for name, value in weights.items()}, "centre": torch.ones(1, 2)}
     torch.save({"state_dict": state, "hyper_parameters": hyper_parameters, "global_step": 7}, path)
     return path
 
@@ -48,6 +59,26 @@ def test_a_base_model_that_is_gone_is_named_with_its_checkpoint(tmp_path: Path) 
             UserError, match=r"base model of the checkpoint .*step-00000007\.ckpt.*gone/vlm.*put the base"
         ):
             restore_model(trained, dtype=dtype, attn_implementation="eager")
+
+
+def test_a_base_model_that_was_replaced_by_one_of_its_shapes_is_refused(tmp_path: Path) -> None:
+    write_tiny_parts(tmp_path)
+    base = BaseModel(llm=str(tmp_path / "llm"), vision_tower=str(tmp_path / "vision_tower"), seed=3)
+    model, _ = base.load(dtype=torch.float32, attn_implementation="eager")
+    weights = {name: value for name, value in model.named_parameters() if "projector" in name}
+    stated = {FROZEN: frozen_fingerprint(model, weights)}
+    trained = read_checkpoint(write_weights(tmp_path / "step-00000007.ckpt", base, weights, **stated))
+    silent = read_checkpoint(write_weights(tmp_path / "step-00000008.ckpt", base, weights))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, None):
+        restore_model(trained, dtype=dtype, attn_implementation="eager")
+    language_model = tiny_llm()
+    with torch.no_grad():
+        language_model.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    language_model.save_pretrained(tmp_path / "llm")
+    for dtype in (torch.float32, torch.bfloat16, None):
+        with pytest.raises(UserError, match=r"has been replaced.*step-00000007\.ckpt.*llm.*put that model back"):
+            restore_model(trained, dtype=dtype, attn_implementation="eager")
+    restore_model(silent, dtype=None, attn_implementation="eager")  # of before: it does not say
 
 
 def test_weights_of_another_projector_are_refused(tmp_path: Path) -> None:

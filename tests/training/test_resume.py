@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.tiny import write_tiny_llava_json
+from tests.tiny import tiny_llava, write_tiny_llava_json
 from tests.training.killed import train
 from tga.data.datamodule import ResumableLoader
 from tga.data.sampling import SeededBatches
@@ -155,3 +156,18 @@ def test_what_decides_no_number_may_change(tmp_path: Path) -> None:
     here, there = read_checkpoint(result.checkpoint), read_checkpoint(whole.checkpoint)
     for name, value in there.weights.items():
         torch.testing.assert_close(here.weights[name], value)
+
+
+def test_a_run_is_not_continued_beside_another_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_llava_json(tmp_path, n=10)
+    train(tmp_path, tmp_path / "run", max_steps=4)
+
+    def another_llava() -> tuple[Any, Any]:
+        model, processor = tiny_llava()
+        with torch.no_grad():
+            model.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.5)
+        return model, processor
+
+    monkeypatch.setattr("tests.training.killed.tiny_llava", another_llava)
+    with pytest.raises(UserError, match="has been replaced"):
+        train(tmp_path, tmp_path / "run", max_steps=4, ckpt_path="last")

@@ -37,16 +37,7 @@ def claimed(path: Path) -> Iterator[None]:
 @contextmanager
 def _held(path: Path, *, wait: bool) -> Iterator[None]:
     lock = path.parent / f".{path.name}.lock"
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(lock, path, wait)
-    except OSError as error:
-        raise UserError(
-            "Nothing can be written at this place",
-            given=f"{path}: {os.strerror(error.errno or 0)}",
-            allowed="a directory on a file system that this user may write to",
-            remedy="name another directory",
-        ) from error
+    descriptor = _acquire(lock, path, wait)
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -59,7 +50,7 @@ def _held(path: Path, *, wait: bool) -> Iterator[None]:
 def _acquire(lock: Path, path: Path, wait: bool) -> int:
     """An open, locked file that still stands at `lock`: the one waited for may have been removed by its holder."""
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = _opened(lock, path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -76,6 +67,19 @@ def _acquire(lock: Path, path: Path, wait: bool) -> int:
         if _stands_at(descriptor, lock):
             return descriptor
         os.close(descriptor)
+
+
+def _opened(lock: Path, path: Path) -> int:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(
+            "Nothing can be written at this place",
+            given=f"{path}: {os.strerror(error.errno or 0)}",
+            allowed="a directory that this user may write to, on a disk with room",
+            remedy="name another directory",
+        ) from error
 
 
 def _stands_at(descriptor: int, lock: Path) -> bool:

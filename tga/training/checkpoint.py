@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from tga.errors import UserError
 from tga.training.base_model import BaseModel
 from tga.training.lora import LoraSettings, add_lora, merge_lora
 from tga.vlm.families import FAMILIES, family_of
+from tga.vlm.fingerprint import parameters_fingerprint
 
 MODEL_PREFIX = "model."  # the attribute of the LightningModule under which the VLM stands
 PROJECTORS = tuple(f"{family.projector}." for family in FAMILIES)
+FROZEN = "frozen_weights"  # in hyper_parameters: which weights stood beside those that were trained
 NAMED = 4
 NAME_ONE = "name a .ckpt file of a run's checkpoints folder"
 
@@ -78,7 +80,8 @@ def restore_model(trained: TrainedWeights, *, dtype: torch.dtype | None, attn_im
     dtype: None takes the dtype in which the base model is stored.
 
     Raises:
-        UserError: the base model is no longer where the checkpoint says, or the weights do not fit it.
+        UserError: the base model is no longer where the checkpoint says, is another one by now, or the weights do not
+            fit it.
     """
     base = trained.base
     if any(name.startswith(PROJECTORS) for name in trained.weights):
@@ -89,6 +92,8 @@ def restore_model(trained: TrainedWeights, *, dtype: torch.dtype | None, attn_im
         remedy = "put the base model back where the checkpoint names it, or train again from where it is now"
         problem = f"The base model of the checkpoint {trained.path} cannot be loaded ({error.problem})"
         raise UserError(problem, given=error.given, allowed=error.allowed, remedy=remedy) from error
+    if dtype != torch.float16:  # weights stored in float32 lose digits in it, and would look like others
+        require_same_frozen(trained, model)
     lora = trained.hyper_parameters.get("lora")
     if lora is None:
         put_weights(model, trained.weights, source=str(trained.path))
@@ -98,6 +103,40 @@ def restore_model(trained: TrainedWeights, *, dtype: torch.dtype | None, attn_im
         put_weights(model, trained.weights, source=str(trained.path))
         merge_lora(model, family_of(model))
     return model.eval(), processor
+
+
+def frozen_fingerprint(model: Any, trained: Collection[str]) -> str:
+    """Which weights a model has beside the parameters named in `trained`; no adapters have been added to it.
+
+    Embeddings and head do not count: the rows that are added to them for the image token depend on the dtype.
+    """
+    vocabulary = {
+        id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module
+    }
+    return parameters_fingerprint(
+        (name, value) for name, value in model.named_parameters() if name not in trained and id(value) not in vocabulary
+    )
+
+
+def require_same_frozen(trained: TrainedWeights, model: Any) -> None:
+    """Compare the weights beside the trained ones with those that stood there in training, where the checkpoint says.
+
+    A path names the base model, and what stands there may have been replaced by a model of the same shapes.
+
+    Raises:
+        UserError: they are others.
+    """
+    then = trained.hyper_parameters.get(FROZEN)
+    now = frozen_fingerprint(model, trained.weights)
+    if then is None or then == now:  # checkpoints of before do not say
+        return
+    base = trained.base
+    raise UserError(
+        "The base model of the checkpoint has been replaced: its weights are not those that it was trained beside",
+        given=f"{trained.path}: weights {then} in training, {now} at {base.vlm or base.llm} and beside it now",
+        allowed="the model of the training, in any dtype",
+        remedy="put that model back where the checkpoint names it, or train again with the one that is there",
+    )
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tga.errors import UserError
-from tga.training.checkpoint import latest_checkpoint, read_checkpoint
+from tga.training.checkpoint import FROZEN, latest_checkpoint, read_checkpoint
 from tga.training.settings import TrainSettings
 
 # How often something is written or measured, and how the same sums are computed: a run may change them half way.
@@ -22,6 +22,7 @@ FREE = (
     "training.save_every", "training.keep_checkpoints", "training.log_every", "training.gradient_norm_every",
     "training.num_workers", "training.loggers", "training.accelerator", "training.gradient_checkpointing",
     "config_hash",
+    FROZEN,  # compared with the model itself, by require_same_frozen
 )  # fmt: skip
 ABSENT = "not set"
 

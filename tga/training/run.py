@@ -22,7 +22,14 @@ from tga.data.sample import Sample
 from tga.errors import UserError
 from tga.training.callbacks import MetricsFile, ProgressBar, parts_table, read_metrics
 from tga.training.centre import caption_centre, with_centre
-from tga.training.checkpoint import read_checkpoint, require_same, trainable_parameters
+from tga.training.checkpoint import (
+    FROZEN,
+    frozen_fingerprint,
+    read_checkpoint,
+    require_same,
+    require_same_frozen,
+    trainable_parameters,
+)
 from tga.training.distributed import SHARED_OUT, Processes, agree_on, total
 from tga.training.guard import FiniteGradients
 from tga.training.lora import LoraSettings
@@ -35,7 +42,7 @@ from tga.training.stage import refuse_wrong_stage
 from tga.training.throughput import ModelFlops, Throughput, matmul_flops_per_s, model_flops, peak_device_mib
 from tga.training.trainer import build_trainer, quiet_trainer
 from tga.vlm.families import Family
-from tga.vlm.freezing import parameter_table
+from tga.vlm.freezing import freeze, parameter_table
 from tga.vlm.projector_init import calibrate_projector
 
 ALONE = Processes()
@@ -73,7 +80,10 @@ def fit(
         UserError: see the modules that do the work; a checkpoint that does not fit, or a loss that is not finite.
     """
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
+    freeze(model, family, train)
+    trained = trainable_parameters(model)  # before adapters, which give other parameters other names
     hyper_parameters = run_description(hyper_parameters, settings, len(samples))
+    hyper_parameters[FROZEN] = frozen_fingerprint(model, trained)
     resume_from = checkpoint_to_continue(ckpt_path, run_dir)
     if resume_from is not None:
         if settings.strategy == "deepspeed":
@@ -83,6 +93,7 @@ def fit(
                 remedy="training=fsdp2, whose runs can, or ckpt_path=null run_dir=ANOTHER_DIRECTORY",
             )
         refuse_other_run(resume_from, hyper_parameters)
+        require_same_frozen(read_checkpoint(resume_from), model)
     prepare_model(model, family, settings, train, lora)
     if resume_from is not None:
         require_same(read_checkpoint(resume_from).weights, trainable_parameters(model), source=str(resume_from))

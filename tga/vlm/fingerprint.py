@@ -8,10 +8,10 @@ merging changes them. Values count as bfloat16, so that a model loaded in bfloat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tga.vlm.families import Family, component
 
@@ -28,10 +28,22 @@ def weights_fingerprint(parts: Mapping[str, nn.Module]) -> str:
     """16 hex digits of named modules: names, shapes and `VALUES` values of their parameters."""
     digest = hashlib.sha256()
     for part, module in parts.items():
-        sampled = []
-        for name, parameter in sorted(module.named_parameters()):
-            digest.update(f"{part} {name} {tuple(parameter.shape)}\n".encode())
-            flat = parameter.detach().reshape(-1)
-            sampled.append(flat[:: max(1, flat.numel() // VALUES)][:VALUES].to("cpu", torch.bfloat16))
-        digest.update(torch.cat(sampled).view(torch.int16).numpy().tobytes() if sampled else b"")
+        named = {f"{part} {name}": parameter for name, parameter in module.named_parameters()}
+        _add(digest, sorted(named.items()))
     return digest.hexdigest()[:16]
+
+
+def parameters_fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
+    """16 hex digits of named parameters, in any order: names, shapes and `VALUES` values of each."""
+    digest = hashlib.sha256()
+    _add(digest, sorted(named, key=lambda item: item[0]))
+    return digest.hexdigest()[:16]
+
+
+def _add(digest: hashlib._Hash, named: Iterable[tuple[str, Tensor]]) -> None:
+    sampled = []
+    for name, parameter in named:
+        digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
+        flat = parameter.detach().reshape(-1)
+        sampled.append(flat[:: max(1, flat.numel() // VALUES)][:VALUES].to("cpu", torch.bfloat16))
+    digest.update(torch.cat(sampled).view(torch.int16).numpy().tobytes() if sampled else b"")
