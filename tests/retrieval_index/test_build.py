@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,13 +213,18 @@ def test_killed_while_it_removes_the_old_index(tmp_path: Path, file: Path, monke
     build_index([file], out, job())
     old = contents(out)
 
-    def killed(path: Path) -> None:
+    remove = shutil.rmtree
+
+    def killed(path: Path, **options: Any) -> None:
+        if path.name != "index.old":
+            remove(path, **options)
+            return
         for shard in (path / "shards").iterdir():
             shard.unlink()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("retrieval_index.files.shutil.rmtree", killed)
+        patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             build_index([file], out, job(settings=half))
     assert read_manifest(out).dtype == "float16"
