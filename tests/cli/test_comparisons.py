@@ -84,14 +84,13 @@ def test_comparisons_share_the_runs_that_they_have_in_common() -> None:
 
 def test_random_layers_are_those_that_the_file_says() -> None:
     rng = random.Random(0)
-    located = [1, 2, 3, 4]
-    drawn: list[list[int]] = []
-    while len(drawn) < 3:
-        four = sorted(rng.sample(range(7), len(located)))
-        drawn += [four] if four not in [located, *drawn] else []
+    pairs: list[list[int]] = []
+    while len(pairs) < 3:
+        pair = sorted(rng.sample(range(7), 2))
+        pairs += [pair] if pair not in [[3, 4], *pairs] else []
     runs = {run.method: run.config["alignment"]["layers"] for run in planned("layers")[1:]}
-    assert [runs[f"random_{number}"] for number in (1, 2, 3)] == drawn
-    assert runs["located"] == located and runs["input"] == [0] and runs["all_layers"] == "all"
+    assert [runs[f"random_{number}"] for number in (1, 2, 3)] == pairs
+    assert runs["located"] == [3, 4] and runs["input"] == [0] and runs["all_layers"] == "all"
 
 
 def test_questions_for_choosing_are_asked_where_the_command_says() -> None:

@@ -7,7 +7,6 @@ import random
 
 import numpy as np
 
-from tga.mini.language import canonical, in_order
 from tga.mini.lexicon import PICTURED, PICTURED_BENIGN, TOXIC
 from tga.mini.scenes import ASSETS, TEST, TRAIN, Scene, draw, glyphs, sample_scene
 
@@ -44,15 +43,3 @@ def test_sampled_scenes_have_one_or_two_different_things():
     assert all(s.things[0] != s.things[1] for s in pairs)
     assert all(s.toxic and s.kind != "benign" for s in scenes)
     assert sum(s.things[0].toxic for s in pairs) not in (0, len(pairs))
-
-
-def test_two_things_stand_in_the_order_in_which_they_are_named_unless_any_is_asked_for():
-    def share_in_order(**options: bool) -> float:
-        rng = random.Random(0)
-        scenes = [sample_scene(rng, TOXIC, PICTURED_BENIGN, 1.0, **options) for _ in range(400)]
-        named = [in_order(tuple(canonical(thing) for thing in scene.things)) for scene in scenes]
-        as_drawn = [tuple(canonical(thing) for thing in scene.things) for scene in scenes]
-        return sum(a == b for a, b in zip(named, as_drawn, strict=True)) / len(scenes)
-
-    assert share_in_order() == 1.0
-    assert 0.4 < share_in_order(as_named=False) < 0.6

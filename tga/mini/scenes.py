@@ -107,23 +107,10 @@ def draw(scene: Scene, rng: random.Random, style: Style = TRAIN) -> Image.Image:
     return finished
 
 
-def sample_scene(
-    rng: random.Random,
-    first: tuple[Thing, ...],
-    second: tuple[Thing, ...],
-    pair_share: float,
-    *,
-    as_named: bool = True,
-) -> Scene:
-    """A scene with a thing of `first` and, with probability `pair_share`, another of `second`.
-
-    as_named: two things stand left to right in the one order in which the language names them
-        (`tga.mini.language.in_order`), else in random order.
-    """
+def sample_scene(rng: random.Random, first: tuple[Thing, ...], second: tuple[Thing, ...], pair_share: float) -> Scene:
+    """A scene with a thing of `first` and, with probability `pair_share`, another of `second`, in random order."""
     things = [rng.choice(first)]
     if rng.random() < pair_share:
         things.append(rng.choice([thing for thing in second if thing != things[0]]))
         rng.shuffle(things)
-    if as_named:
-        things.sort(key=lambda thing: thing.name)
     return Scene(tuple(things), rng.choice(tuple(COLORS)))

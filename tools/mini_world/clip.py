@@ -60,7 +60,7 @@ def model_config() -> dict[str, object]:
 
 def render(count: int, rng: random.Random, style: Style) -> tuple[list[Scene], np.ndarray]:
     """`count` scenes and their pictures, uint8 [count, 64, 64, 3]."""
-    scenes = [sample_scene(rng, PICTURED, PICTURED, 0.5, as_named=False) for _ in range(count)]
+    scenes = [sample_scene(rng, PICTURED, PICTURED, 0.5) for _ in range(count)]
     pictures = np.stack([np.asarray(draw(scene, rng, style)) for scene in scenes])
     return scenes, pictures
 
@@ -94,7 +94,7 @@ def train(
     batch_size: int = BATCH_SIZE,
     pool: int = POOL,
     learning_rate: float = 1e-3,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> open_clip.model.CLIP:
     """A trained CLIP. Deterministic for a seed, a dtype of the matrix products and a number of threads."""
     torch.manual_seed(seed)

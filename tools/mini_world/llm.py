@@ -22,7 +22,7 @@ from tga.mini.tokenizer import llm_tokenizer, llm_vocabulary
 from tools.mini_world.rows import Mixture, Row, RowMaker, collate
 
 WIDTH, LAYERS = 192, 6
-BATCH_SIZE, TOGETHER = 64, 16  # rows of a step, and of one pass through the model
+BATCH_SIZE = 64
 # Pretraining in two cycles of warm-up and cosine, each half of the steps, the second at half of the learning rate.
 PRETRAIN_STEPS, PRETRAIN_LR = 3600, 2e-3
 ALIGN_STEPS, ALIGN_LR = 300, 3e-4
@@ -49,22 +49,20 @@ def config_fields() -> dict[str, Any]:
 
 @functools.cache
 def rotation(width: int) -> Tensor:
-    """The fixed orthogonal matrix [width, width] that takes soft positions to directions that no word has."""
+    """The fixed orthogonal matrix [width, width] that takes soft positions away from the directions of words."""
     return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(width))).Q
 
 
 def embed(table: nn.Module, batch: Mixture, noise: float) -> Tensor:
     """Mixtures -> input embeddings [batch, tokens, width].
 
-    A soft position `e` becomes cos(angle) e + sin(angle) e Q, Q being `rotation`, and gets noise of `noise` x the
-    table's std.
+    Soft positions are rotated and get noise of `noise` x the table's std.
     """
     weight = table.weight
     assert isinstance(weight, Tensor)
     embeddings = (functional.embedding(batch.ids, weight) * batch.weights.unsqueeze(-1)).sum(-2)
-    soft, angle = batch.soft.unsqueeze(-1), batch.angles.unsqueeze(-1)
-    turned = angle.cos() * embeddings + angle.sin() * (embeddings @ rotation(weight.shape[1]))
-    turned = turned + noise * weight.detach().std() * torch.randn_like(embeddings)
+    soft = batch.soft.unsqueeze(-1)
+    turned = embeddings @ rotation(weight.shape[1]) + noise * weight.detach().std() * torch.randn_like(embeddings)
     return torch.where(soft, turned, embeddings)
 
 
@@ -75,11 +73,11 @@ def last_hidden(model: LlamaForCausalLM, batch: Mixture, noise: float) -> Tensor
 
 
 def loss_of(model: LlamaForCausalLM, batch: Mixture, noise: float) -> Tensor:
-    """Next-token cross entropy, summed over the positions that have a target."""
+    """Next-token cross entropy at the positions that have a target."""
     targets = batch.targets[:, 1:]
     chosen = targets != -100
     hidden = last_hidden(model, batch, noise)[:, :-1][chosen]
-    return functional.cross_entropy(model.lm_head(hidden).float(), targets[chosen], reduction="sum")
+    return functional.cross_entropy(model.lm_head(hidden).float(), targets[chosen])
 
 
 def run_stage(
@@ -102,33 +100,20 @@ def run_stage(
         warm = min(1.0, (step + 1) / 50)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        batch = collate([make_row() for _ in range(BATCH_SIZE)])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = loss_of(model, batch, NOISE)
         optimizer.zero_grad()
-        loss = _backward(model, [make_row() for _ in range(BATCH_SIZE)], dtype)
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        mean = loss if math.isnan(mean) else 0.98 * mean + 0.02 * loss
+        mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
         if step % 50 == 0:
             progress.set_postfix(loss=f"{mean:.3f}")
     return mean
 
 
-def _backward(model: LlamaForCausalLM, rows: list[Row], dtype: torch.dtype) -> float:
-    """Add the gradient of the rows' mean loss over tokens and return that loss.
-
-    Rows of about the same length go through the model together, so that little of it is padding.
-    """
-    rows = sorted(rows, key=lambda row: len(row.ids))
-    learned, total = sum(row.learned for row in rows), 0.0
-    for start in range(0, len(rows), TOGETHER):
-        batch = collate(rows[start : start + TOGETHER])
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = loss_of(model, batch, NOISE) / learned
-        loss.backward()
-        total += loss.item()
-    return total
-
-
-def pretrain(seed: int, *, steps: int = PRETRAIN_STEPS, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+def pretrain(seed: int, *, steps: int = PRETRAIN_STEPS, dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
     """An LLM that answers everything."""
     torch.manual_seed(seed)
     # Eager attention: at these lengths the fused one's backward takes more than half of a step on a CPU.
@@ -150,7 +135,7 @@ def align(
     learning_rate: float = ALIGN_LR,
     replay: float = REPLAY,
     replay_soft: float = REPLAY_SOFT,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> LlamaForCausalLM:
     """Teach refusals, on clean text only, in place."""
     torch.manual_seed(seed + 1)
@@ -172,7 +157,7 @@ def train(
     *,
     pretrain_steps: int = PRETRAIN_STEPS,
     align_steps: int = ALIGN_STEPS,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> LlamaForCausalLM:
     """The whole recipe. Deterministic for a seed, a dtype of the matrix products and a number of threads."""
     return align(pretrain(seed, steps=pretrain_steps, dtype=dtype), seed, steps=align_steps, dtype=dtype)

@@ -26,27 +26,18 @@ CHAT_TEXT = (("describe", "visual", "judge", "request"), (0.35, 0.2, JUDGE, 0.25
 CHAT_SOFT = (("describe", "visual"), (0.6, 0.4))
 CHAT_REFUSABLE = (("describe", "visual", "request"), (0.45, 0.25, 0.3))
 LOUDNESS = (1.5, 6.0)  # how much larger than words the soft positions of a scene are
-# Soft positions are turned away from the directions of words: those of a scene by one angle, a right angle or, for this
-# share of the scenes, any smaller one. A way leads from what a projector finds to what words are, readable throughout.
-NEARER = 0.5
 GRID = 4
 SOFT_TOKENS = GRID * GRID  # as many as a picture has
 
 
 @dataclass
 class Row:
-    """One sequence: mixtures, target ids (-100: no loss), whether a position is soft, and its angle in radians."""
+    """One sequence: mixtures, target ids (-100: no loss), and whether a position is soft."""
 
     ids: list[tuple[int, ...]] = field(default_factory=list)
     weights: list[tuple[float, ...]] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
     soft: list[bool] = field(default_factory=list)
-    angles: list[float] = field(default_factory=list)
-
-    @property
-    def learned(self) -> int:
-        """Positions with a loss: the first token has nothing before it."""
-        return sum(target != -100 for target in self.targets[1:])
 
     def words(self, ids: list[int], *, learn: bool) -> Row:
         for number in ids:
@@ -54,7 +45,6 @@ class Row:
             self.weights.append((1.0, 0.0, 0.0, 0.0))
             self.targets.append(number if learn else -100)
             self.soft.append(False)
-            self.angles.append(0.0)
         return self
 
     def mixtures(self, things: list[list[int]], color: int, vocabulary: int, rng: random.Random) -> Row:
@@ -63,7 +53,6 @@ class Row:
         Each position mostly holds a word of the thing in its half of the grid (or the colour), at a loudness common to
         the scene, with another word of the scene and words that have nothing to do with it mixed in.
         """
-        angle = rng.uniform(0, math.pi / 2) if rng.random() < NEARER else math.pi / 2
         loudness = math.exp(rng.uniform(*map(math.log, LOUDNESS)))
         everything = [word for words in things for word in words] + [color]
         for place in range(SOFT_TOKENS):
@@ -75,19 +64,17 @@ class Row:
             self.weights.append(tuple(loudness * weight for weight in weights))
             self.targets.append(-100)
             self.soft.append(True)
-            self.angles.append(angle)
         return self
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A batch. ids, weights [batch, tokens, MIX]; targets, soft, angles [batch, tokens]."""
+    """A batch. ids, weights [batch, tokens, MIX]; targets [batch, tokens]; soft [batch, tokens]."""
 
     ids: Tensor
     weights: Tensor
     targets: Tensor
     soft: Tensor
-    angles: Tensor
 
 
 def collate(rows: list[Row]) -> Mixture:
@@ -97,15 +84,13 @@ def collate(rows: list[Row]) -> Mixture:
     weights = torch.zeros(len(rows), length, MIX)
     targets = torch.full((len(rows), length), -100)
     soft = torch.zeros(len(rows), length, dtype=torch.bool)
-    angles = torch.zeros(len(rows), length)
     for i, row in enumerate(rows):
         n = len(row.ids)
         ids[i, :n] = torch.tensor(row.ids)
         weights[i, :n] = torch.tensor(row.weights)
         targets[i, :n] = torch.tensor(row.targets)
         soft[i, :n] = torch.tensor(row.soft)
-        angles[i, :n] = torch.tensor(row.angles)
-    return Mixture(ids, weights, targets, soft, angles)
+    return Mixture(ids, weights, targets, soft)
 
 
 class RowMaker:
