@@ -3,7 +3,7 @@
     python -m tools.make_mini_world                       # both, with the seeds that the package ships
     python -m tools.make_mini_world --only llm --llm-seed 0 --out /tmp/world0   # another LLM of the same recipe, for
                                                           # tga-train +experiment=mini model.llm=/tmp/world0/llm
-    python -m tools.make_mini_world --only llm --llm-steps 20 --align-steps 5 --out /tmp/quick    # a quick look
+    python -m tools.make_mini_world --only llm --llm-steps 20 --angle-steps 5 --align-steps 5 --out /tmp/q
 
 Everything is seeded; the figures measured at the end are printed and stored beside the hashes in weights.json.
 """
@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,13 +26,17 @@ from tga.mini.weights import WEIGHTS, pack, sha256
 from tools.mini_world import clip, llm
 
 
-def make_llm(out: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def make_llm(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train the LLM and write llm.safetensors and llm_config.json; returns its figures.
 
     Outside of the package also llm/, a directory for `tga-train model.llm=`.
     """
     started = time.monotonic()
-    steps = {"pretrain_steps": arguments.llm_steps, "align_steps": arguments.align_steps}
+    steps = {
+        "pretrain_steps": arguments.llm_steps,
+        "angle_steps": arguments.angle_steps,
+        "align_steps": arguments.align_steps,
+    }
     model = llm.train(arguments.llm_seed, **steps, dtype=getattr(torch, arguments.dtype))
     figures = {f"llm_{key}": value for key, value in llm.probe(model, seed=arguments.llm_seed + 10_000).items()}
     pack(model.state_dict(), out / "llm.safetensors")
@@ -39,14 +44,21 @@ def make_llm(out: Path, arguments: argparse.Namespace) -> dict[str, float]:
         model.save_pretrained(out / "llm")
         llm_tokenizer().save_pretrained(out / "llm")
     (out / "llm_config.json").write_text(json.dumps(llm.config_fields(), indent=1) + "\n")
-    return figures | {"llm_seed": arguments.llm_seed, "llm_train_s": round(time.monotonic() - started)}
+    about = {"seed": arguments.llm_seed, "dtype": arguments.dtype, "threads": arguments.threads}
+    return (
+        figures
+        | {f"llm_{key}": value for key, value in about.items()}
+        | {"llm_train_s": round(time.monotonic() - started)}
+    )
 
 
-def make_clip(out: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def make_clip(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train the CLIP and write clip.safetensors and open_clip_config.json; returns its figures."""
     started = time.monotonic()
     model = clip.train(arguments.clip_seed, steps=arguments.clip_steps, dtype=getattr(torch, arguments.dtype))
-    figures: dict[str, float] = {"clip_seed": arguments.clip_seed, "clip_train_s": round(time.monotonic() - started)}
+    figures = {"seed": arguments.clip_seed, "dtype": arguments.dtype, "threads": arguments.threads}
+    figures = {f"clip_{key}": value for key, value in figures.items()}
+    figures["clip_train_s"] = round(time.monotonic() - started)
     pack(model.state_dict(), out / "clip.safetensors")
     (out / "open_clip_config.json").write_text(json.dumps(clip.directory_config(), indent=1) + "\n")
     return figures | {"clip_retrieval_at_1": clip.retrieval_at_1(model, seed=arguments.clip_seed + 10_000)}
@@ -60,13 +72,14 @@ def main() -> None:
     parser.add_argument("--clip-seed", type=int, default=0)
     parser.add_argument("--only", choices=("llm", "clip"), help="make one of the two and keep the other")
     parser.add_argument("--llm-steps", type=int, default=llm.PRETRAIN_STEPS)
+    parser.add_argument("--angle-steps", type=int, default=llm.ANGLE_STEPS)
     parser.add_argument("--align-steps", type=int, default=llm.ALIGN_STEPS)
     parser.add_argument("--clip-steps", type=int, default=clip.STEPS)
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
-        default="bfloat16",
-        help="of the matrix products; bfloat16 made what ships, but is very slow on a CPU without instructions for it",
+        default="float32",
+        help="of the matrix products; float32 made what ships, bfloat16 is faster on a CPU with instructions for it",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="results depend on it slightly")
     arguments = parser.parse_args()
@@ -85,7 +98,6 @@ def main() -> None:
             if target.is_dir():
                 shutil.rmtree(target)
             shutil.move(path, target)
-    figures |= {"threads": arguments.threads, "dtype": arguments.dtype}
     hashes = {path.name: sha256(path) for path in sorted(arguments.out.glob("*.safetensors"))}
     write_json(about, {"sha256": hashes, "figures": figures})
     print(json.dumps(figures, indent=1))

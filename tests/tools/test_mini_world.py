@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -61,20 +62,39 @@ def test_only_what_the_llm_should_say_has_a_target(maker: RowMaker):
 
 
 def test_a_word_is_its_embedding_and_a_mixture_the_weighted_sum_turned_away_from_words(maker: RowMaker):
-    row = Row().words([5], learn=True).mixtures([[9, 10]], 11, 50, random.Random(0))
-    table = torch.nn.Embedding(60, 8)
-    batch = collate([row])
-    embeddings = llm.embed(table, batch, noise=0.0)
-    torch.testing.assert_close(embeddings[0, 0], table.weight[5])
-    by_hand = sum(w * table.weight[i] for i, w in zip(row.ids[3], row.weights[3], strict=True))
-    turn = llm.rotation(8)
+    table, turn = torch.nn.Embedding(60, 8), llm.rotation(8)
     torch.testing.assert_close(turn @ turn.T, torch.eye(8))
-    torch.testing.assert_close(embeddings[0, 3], by_hand @ turn)
-    assert torch.cosine_similarity(embeddings[0, 3], by_hand, dim=0) < 0.9
+    angles = set()
+    for seed in range(20):
+        row = Row().words([5], learn=True).mixtures([[9, 10]], 11, 50, random.Random(seed), nearer=0.5)
+        embeddings = llm.embed(table, collate([row]), noise=0.0)
+        torch.testing.assert_close(embeddings[0, 0], table.weight[5])
+        assert row.angles[0] == 0.0 and len(set(row.angles[1:])) == 1
+        by_hand = sum(w * table.weight[i] for i, w in zip(row.ids[3], row.weights[3], strict=True))
+        angle = row.angles[3]
+        torch.testing.assert_close(embeddings[0, 3], math.cos(angle) * by_hand + math.sin(angle) * (by_hand @ turn))
+        angles.add(angle)
+    assert max(angles) == math.pi / 2 and 5 < len(angles) < 16 and min(angles) > 0  # about half of them nearer
+
+
+def test_the_gradient_of_a_step_does_not_depend_on_which_rows_go_through_the_model_together(
+    maker: RowMaker, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(llm, "NOISE", 0.0)
+    model = llm.pretrain(0, steps=2, angle_steps=1)
+    rows = [maker.pretraining() for _ in range(24)]
+    found = []
+    for together in (24, 5):
+        monkeypatch.setattr(llm, "TOGETHER", together)
+        model.zero_grad()
+        loss = llm._backward(model, rows, torch.float32)
+        found.append((loss, model.model.layers[0].mlp.up_proj.weight.grad.clone()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-7)
 
 
 def test_the_recipe_runs_and_is_seeded():
-    first, again, other = (llm.train(seed, pretrain_steps=4, align_steps=2) for seed in (0, 0, 1))
+    first, again, other = (llm.train(seed, pretrain_steps=4, angle_steps=2, align_steps=2) for seed in (0, 0, 1))
     weights = [model.lm_head.weight for model in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

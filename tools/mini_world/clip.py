@@ -94,7 +94,7 @@ def train(
     batch_size: int = BATCH_SIZE,
     pool: int = POOL,
     learning_rate: float = 1e-3,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.float32,
 ) -> open_clip.model.CLIP:
     """A trained CLIP. Deterministic for a seed, a dtype of the matrix products and a number of threads."""
     torch.manual_seed(seed)

@@ -22,9 +22,13 @@ from tga.mini.tokenizer import llm_tokenizer, llm_vocabulary
 from tools.mini_world.rows import Mixture, Row, RowMaker, collate
 
 WIDTH, LAYERS = 192, 6
-BATCH_SIZE = 64
-# Pretraining in two cycles of warm-up and cosine, each half of the steps, the second at half of the learning rate.
+BATCH_SIZE, TOGETHER = 64, 16  # rows of a step, and of one pass through the model
+# Pretraining in two cycles of warm-up and cosine, each half of the steps, the second at half of the learning rate; then
+# a shorter one with soft scenes at any angle (a share NEARER of them at less than a right one): what the LLM can
+# read in directions of its own it then reads all the way to the words. With any angle from the first step on TGA
+# brings back less (docs/mini.md).
 PRETRAIN_STEPS, PRETRAIN_LR = 3600, 2e-3
+ANGLE_STEPS, NEARER = 700, 0.5
 ALIGN_STEPS, ALIGN_LR = 300, 3e-4
 REPLAY, REPLAY_SOFT = 0.2, 0.5  # share of plain text in the alignment, and of soft scenes among its captions
 NOISE = 0.3  # on soft positions, in standard deviations of the word embeddings
@@ -49,20 +53,22 @@ def config_fields() -> dict[str, Any]:
 
 @functools.cache
 def rotation(width: int) -> Tensor:
-    """The fixed orthogonal matrix [width, width] that takes soft positions away from the directions of words."""
+    """The fixed orthogonal matrix [width, width] that takes soft positions to directions that no word has."""
     return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(width))).Q
 
 
 def embed(table: nn.Module, batch: Mixture, noise: float) -> Tensor:
     """Mixtures -> input embeddings [batch, tokens, width].
 
-    Soft positions are rotated and get noise of `noise` x the table's std.
+    A soft position `e` becomes cos(angle) e + sin(angle) e Q, Q being `rotation`, and gets noise of `noise` x the
+    table's std.
     """
     weight = table.weight
     assert isinstance(weight, Tensor)
     embeddings = (functional.embedding(batch.ids, weight) * batch.weights.unsqueeze(-1)).sum(-2)
-    soft = batch.soft.unsqueeze(-1)
-    turned = embeddings @ rotation(weight.shape[1]) + noise * weight.detach().std() * torch.randn_like(embeddings)
+    soft, angle = batch.soft.unsqueeze(-1), batch.angles.unsqueeze(-1)
+    turned = angle.cos() * embeddings + angle.sin() * (embeddings @ rotation(weight.shape[1]))
+    turned = turned + noise * weight.detach().std() * torch.randn_like(embeddings)
     return torch.where(soft, turned, embeddings)
 
 
@@ -73,11 +79,11 @@ def last_hidden(model: LlamaForCausalLM, batch: Mixture, noise: float) -> Tensor
 
 
 def loss_of(model: LlamaForCausalLM, batch: Mixture, noise: float) -> Tensor:
-    """Next-token cross entropy at the positions that have a target."""
+    """Next-token cross entropy, summed over the positions that have a target."""
     targets = batch.targets[:, 1:]
     chosen = targets != -100
     hidden = last_hidden(model, batch, noise)[:, :-1][chosen]
-    return functional.cross_entropy(model.lm_head(hidden).float(), targets[chosen])
+    return functional.cross_entropy(model.lm_head(hidden).float(), targets[chosen], reduction="sum")
 
 
 def run_stage(
@@ -100,30 +106,51 @@ def run_stage(
         warm = min(1.0, (step + 1) / 50)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        batch = collate([make_row() for _ in range(BATCH_SIZE)])
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = loss_of(model, batch, NOISE)
         optimizer.zero_grad()
-        loss.backward()
+        loss = _backward(model, [make_row() for _ in range(BATCH_SIZE)], dtype)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
+        mean = loss if math.isnan(mean) else 0.98 * mean + 0.02 * loss
         if step % 50 == 0:
             progress.set_postfix(loss=f"{mean:.3f}")
     return mean
 
 
-def pretrain(seed: int, *, steps: int = PRETRAIN_STEPS, dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
-    """An LLM that answers everything."""
+def _backward(model: LlamaForCausalLM, rows: list[Row], dtype: torch.dtype) -> float:
+    """Add the gradient of the rows' mean loss over tokens and return that loss.
+
+    Rows of about the same length go through the model together, so that little of it is padding.
+    """
+    rows = sorted(rows, key=lambda row: len(row.ids))
+    learned, total = sum(row.learned for row in rows), 0.0
+    for start in range(0, len(rows), TOGETHER):
+        batch = collate(rows[start : start + TOGETHER])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = loss_of(model, batch, NOISE) / learned
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def pretrain(
+    seed: int, *, steps: int = PRETRAIN_STEPS, angle_steps: int = ANGLE_STEPS, dtype: torch.dtype = torch.float32
+) -> LlamaForCausalLM:
+    """An LLM that answers everything; `angle_steps` follow on `steps`."""
     torch.manual_seed(seed)
     # Eager attention: at these lengths the fused one's backward takes more than half of a step on a CPU.
     model = LlamaForCausalLM._from_config(LlamaConfig(**config_fields()), attn_implementation="eager")
-    for cycle, (cycle_seed, rate) in enumerate(((seed, PRETRAIN_LR), (seed + 500, PRETRAIN_LR / 2)), start=1):
+    half = steps // 2
+    cycles = (
+        (seed, half, PRETRAIN_LR, 0.0),
+        (seed + 500, half, PRETRAIN_LR / 2, 0.0),
+        (seed + 1000, angle_steps, PRETRAIN_LR / 2, NEARER),
+    )
+    for cycle, (cycle_seed, cycle_steps, rate, nearer) in enumerate(cycles, start=1):
         if cycle > 1:
             torch.manual_seed(cycle_seed)
-        maker = RowMaker(llm_tokenizer(), random.Random(cycle_seed))
-        name = f"pretraining {cycle}/2"
-        run_stage(model, maker.pretraining, name=name, steps=steps // 2, learning_rate=rate, dtype=dtype)
+        maker = RowMaker(llm_tokenizer(), random.Random(cycle_seed), nearer)
+        name = f"pretraining {cycle}/{len(cycles)}"
+        run_stage(model, maker.pretraining, name=name, steps=cycle_steps, learning_rate=rate, dtype=dtype)
     return model
 
 
@@ -135,11 +162,11 @@ def align(
     learning_rate: float = ALIGN_LR,
     replay: float = REPLAY,
     replay_soft: float = REPLAY_SOFT,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.float32,
 ) -> LlamaForCausalLM:
     """Teach refusals, on clean text only, in place."""
     torch.manual_seed(seed + 1)
-    maker = RowMaker(llm_tokenizer(), random.Random(seed + 1))
+    maker = RowMaker(llm_tokenizer(), random.Random(seed + 1), NEARER)
     model.train()
     run_stage(
         model,
@@ -156,11 +183,13 @@ def train(
     seed: int,
     *,
     pretrain_steps: int = PRETRAIN_STEPS,
+    angle_steps: int = ANGLE_STEPS,
     align_steps: int = ALIGN_STEPS,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.float32,
 ) -> LlamaForCausalLM:
     """The whole recipe. Deterministic for a seed, a dtype of the matrix products and a number of threads."""
-    return align(pretrain(seed, steps=pretrain_steps, dtype=dtype), seed, steps=align_steps, dtype=dtype)
+    model = pretrain(seed, steps=pretrain_steps, angle_steps=angle_steps, dtype=dtype)
+    return align(model, seed, steps=align_steps, dtype=dtype)
 
 
 @torch.no_grad()
@@ -177,7 +206,7 @@ def refusal_share(model: LlamaForCausalLM, maker: RowMaker, rows: list[Row], noi
 def probe(model: LlamaForCausalLM, seed: int, count: int = 400) -> dict[str, float]:
     """Quick figures: shares of answers that begin like a refusal, to clean held-out text and to soft scenes."""
     model.eval()
-    maker = RowMaker(llm_tokenizer(), random.Random(seed))
+    maker = RowMaker(llm_tokenizer(), random.Random(seed), NEARER)
 
     def share(group: str, kind: str, *, heldout: bool = True, soft: bool = False) -> float:
         rows = [

@@ -32,12 +32,18 @@ SOFT_TOKENS = GRID * GRID  # as many as a picture has
 
 @dataclass
 class Row:
-    """One sequence: mixtures, target ids (-100: no loss), and whether a position is soft."""
+    """One sequence: mixtures, target ids (-100: no loss), whether a position is soft, and its angle in radians."""
 
     ids: list[tuple[int, ...]] = field(default_factory=list)
     weights: list[tuple[float, ...]] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
     soft: list[bool] = field(default_factory=list)
+    angles: list[float] = field(default_factory=list)
+
+    @property
+    def learned(self) -> int:
+        """Positions with a loss: the first token has nothing before it."""
+        return sum(target != -100 for target in self.targets[1:])
 
     def words(self, ids: list[int], *, learn: bool) -> Row:
         for number in ids:
@@ -45,14 +51,19 @@ class Row:
             self.weights.append((1.0, 0.0, 0.0, 0.0))
             self.targets.append(number if learn else -100)
             self.soft.append(False)
+            self.angles.append(0.0)
         return self
 
-    def mixtures(self, things: list[list[int]], color: int, vocabulary: int, rng: random.Random) -> Row:
+    def mixtures(
+        self, things: list[list[int]], color: int, vocabulary: int, rng: random.Random, nearer: float = 0.0
+    ) -> Row:
         """A scene as a grid of soft positions, row by row as a vision tower gives its patches.
 
         Each position mostly holds a word of the thing in its half of the grid (or the colour), at a loudness common to
-        the scene, with another word of the scene and words that have nothing to do with it mixed in.
+        the scene, with another word of the scene and words that have nothing to do with it mixed in. All are turned
+        away from the directions of words by one angle: a right angle or, with probability `nearer`, any smaller one.
         """
+        angle = rng.uniform(0, math.pi / 2) if rng.random() < nearer else math.pi / 2
         loudness = math.exp(rng.uniform(*map(math.log, LOUDNESS)))
         everything = [word for words in things for word in words] + [color]
         for place in range(SOFT_TOKENS):
@@ -64,17 +75,19 @@ class Row:
             self.weights.append(tuple(loudness * weight for weight in weights))
             self.targets.append(-100)
             self.soft.append(True)
+            self.angles.append(angle)
         return self
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A batch. ids, weights [batch, tokens, MIX]; targets [batch, tokens]; soft [batch, tokens]."""
+    """A batch. ids, weights [batch, tokens, MIX]; targets, soft, angles [batch, tokens]."""
 
     ids: Tensor
     weights: Tensor
     targets: Tensor
     soft: Tensor
+    angles: Tensor
 
 
 def collate(rows: list[Row]) -> Mixture:
@@ -84,20 +97,25 @@ def collate(rows: list[Row]) -> Mixture:
     weights = torch.zeros(len(rows), length, MIX)
     targets = torch.full((len(rows), length), -100)
     soft = torch.zeros(len(rows), length, dtype=torch.bool)
+    angles = torch.zeros(len(rows), length)
     for i, row in enumerate(rows):
         n = len(row.ids)
         ids[i, :n] = torch.tensor(row.ids)
         weights[i, :n] = torch.tensor(row.weights)
         targets[i, :n] = torch.tensor(row.targets)
         soft[i, :n] = torch.tensor(row.soft)
-    return Mixture(ids, weights, targets, soft)
+        angles[i, :n] = torch.tensor(row.angles)
+    return Mixture(ids, weights, targets, soft, angles)
 
 
 class RowMaker:
-    """Makes pretraining and alignment rows."""
+    """Makes pretraining and alignment rows.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> None:
-        self.tokenizer, self.rng = tokenizer, rng
+    nearer: share of the soft scenes whose angle is less than a right one, see `Row.mixtures`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, rng: random.Random, nearer: float = 0.0) -> None:
+        self.tokenizer, self.rng, self.nearer = tokenizer, rng, nearer
         words = tokenizer.get_vocab()
         self.words = words
         self.bos, self.eos = words["<s>"], words["</s>"]
@@ -137,7 +155,7 @@ class RowMaker:
             row.words(self.encode(text), learn=learn)
             return tells
         things = [self._content(self.rng.choice((n.text, n.canonical))) for n in names]
-        row.mixtures(things, self.words[color], len(self.words), self.rng)
+        row.mixtures(things, self.words[color], len(self.words), self.rng, self.nearer)
         return True
 
     def _content(self, name: str) -> list[int]:
