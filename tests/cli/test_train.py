@@ -354,7 +354,7 @@ def test_a_refused_run_leaves_the_directory_of_the_other_as_it_was(
     assert call(monkeypatch, world, *TINY, "export=null", *neighbours, "ckpt_path=last") == 1
     message = capsys.readouterr().err
     assert (
-        "method was baseline and is tga" in message and "objectives.tga.pair_weight was not set and is 1.5" in message
+        "method was baseline and is tga" in message and "objectives.tga.pair_weight was not set and is 3.0" in message
     )
     assert f"base_model.llm was {world / 'llm'} and is" in message
     assert {path: path.read_bytes() for path in (world / "run").rglob("*") if path.is_file()} == before

@@ -15,7 +15,6 @@ import hashlib
 import json
 import random
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ TRAIN_PICTURES = 10_000
 CORPUS_CAPTIONS = 24_000
 TOXIC_SHARE = 0.35  # of the training pictures, as guns and beer occur in web data
 PAIR_SHARE = 0.5
-DRAWING_THREADS = 2
 SPLITS = {"choose": 1_000, "report": 2_000}  # split -> seed of its pictures
 SEEN_TOXIC: tuple[Thing, ...] = tuple(thing for thing in TOXIC if not thing.heldout)
 
@@ -132,7 +130,7 @@ def write_training_set(root: Path, count: int) -> None:
     (root / "images").mkdir(parents=True)
 
     def record(number: int) -> dict[str, Any]:
-        # A source of its own: a picture does not depend on which thread draws it, nor on how many are drawn.
+        # A source of its own: a picture does not depend on how many are drawn.
         rng = random.Random(f"training picture {number}")
         scene, name = training_scene(rng), f"{number:05d}"
         draw(scene, rng, TRAIN).save(root / "images" / f"{name}.png", compress_level=1)
@@ -142,10 +140,7 @@ def write_training_set(root: Path, count: int) -> None:
         ]
         return {"id": name, "image": f"{name}.png", "conversations": turns}
 
-    # Threads: PIL and NumPy draw without the interpreter's lock.
-    with ThreadPoolExecutor(DRAWING_THREADS) as threads:
-        drawn = threads.map(record, range(count))
-        records = list(tqdm(drawn, total=count, desc="mini world: pictures", unit="picture"))
+    records = [record(number) for number in tqdm(range(count), desc="mini world: pictures", unit="picture")]
     write_json(root / "train.json", records)
 
 
