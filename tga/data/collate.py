@@ -24,7 +24,7 @@ from tga.errors import UserError
 from tga.vlm.lm_loss import IGNORED_LABEL
 from tga.vlm.pictures import Pictures
 from tga.vlm.templates import render
-from tga.vlm.token_spans import Encoded, encode, encode_text
+from tga.vlm.token_spans import Encoded, encode, encode_texts
 
 FILLER = ""  # the id of a row that is no sample
 RETRIEVED = ("prompt", "loss", "none")
@@ -197,7 +197,8 @@ class Collator:
             padding and BOS, empty for an empty text (which still attends to one token, since attention to nothing has
             no value).
         """
-        encoded = [encode_text(self.tokenizer, text) if text else self._nothing() for text in texts]
+        spoken = iter(encode_texts(self.tokenizer, [text for text in texts if text]))
+        encoded = [next(spoken) if text else self._nothing() for text in texts]
         ids = [tokens[: self.max_length] for tokens, _ in encoded]
         attention = self._pad([torch.ones_like(tokens) for tokens in ids], 0)
         span = self._pad([mask[: self.max_length] for _, mask in encoded], 0)

@@ -85,16 +85,27 @@ def encode(
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Tensor, Tensor]:
-    """Tokens of a text fed to the language model alone, and a mask of what is pooled.
+    """:func:`encode_texts` of one."""
+    return encode_texts(tokenizer, [text])[0]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+    """Tokens of texts fed to the language model alone, and masks of what is pooled; one call of the tokenizer.
 
     Returns:
-        input_ids `[tokens]` int64, the beginning-of-sequence token first where the tokenizer has one; mask `[tokens]`
-        bool, False on that token.
+        For each text input_ids `[tokens]` int64, the beginning-of-sequence token first where the tokenizer has one;
+        mask `[tokens]` bool, False on that token.
     """
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not texts:
+        return []
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    mask = [False] * len(start) + [True] * len(ids)
-    return torch.tensor(start + ids, dtype=torch.long), torch.tensor(mask, dtype=torch.bool)
+    return [
+        (
+            torch.tensor(start + list(ids), dtype=torch.long),
+            torch.tensor([False] * len(start) + [True] * len(ids), dtype=torch.bool),
+        )
+        for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    ]
 
 
 def _expanded(
