@@ -22,7 +22,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_second_call_keeps_what_is_complete_and_remakes_what_is_not(root: Path):
-    picture = root / "images" / "00000.png"
+    picture = root / "images" / "00000.bmp"
     before = picture.stat().st_mtime_ns
     world.prepare(root, train_pictures=40, captions=300)
     assert picture.stat().st_mtime_ns == before
