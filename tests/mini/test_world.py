@@ -28,8 +28,10 @@ def test_a_second_call_keeps_what_is_complete_and_remakes_what_is_not(root: Path
     assert picture.stat().st_mtime_ns == before
     manifest = json.loads((root / "manifest.json").read_text())
     (root / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "of another version"}))
+    (root / "index").mkdir()
     world.prepare(root, train_pictures=40, captions=300)
     assert picture.stat().st_mtime_ns > before
+    assert not (root / "index").exists()
     assert json.loads((root / "manifest.json").read_text()) == manifest
 
 

@@ -8,9 +8,11 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from tga.mini import language
 from tga.mini.lexicon import TOXIC
@@ -74,7 +76,38 @@ def test_a_word_is_its_embedding_and_a_mixture_the_weighted_sum_turned_away_from
         angle = row.angles[3]
         torch.testing.assert_close(embeddings[0, 3], math.cos(angle) * by_hand + math.sin(angle) * (by_hand @ turn))
         angles.add(angle)
+        assert abs(torch.cosine_similarity(by_hand @ turn, by_hand, dim=0)) < 0.9
     assert max(angles) == math.pi / 2 and 5 < len(angles) < 16 and min(angles) > 0  # about half of them nearer
+
+
+def test_a_maker_turns_the_share_of_its_soft_scenes_that_it_is_told_by_less_than_a_right_angle():
+    def share(**options: float) -> float:
+        maker = RowMaker(llm_tokenizer(), random.Random(3), **options)
+        rows = [maker.chat("toxic", soft=True, heldout=None, refuse=False, kind="describe") for _ in range(300)]
+        return sum(max(row.angles) < math.pi / 2 for row in rows) / len(rows)
+
+    assert share() == 0.0
+    assert 0.4 < share(nearer=0.5) < 0.6
+
+
+def test_nearer_angles_come_in_the_last_cycle_and_in_the_alignment_after_it(monkeypatch: pytest.MonkeyPatch):
+    stages: list[tuple[str, int, float, set[float]]] = []
+
+    def record(model: Any, make_row: Any, *, name: str, steps: int, learning_rate: float, dtype: torch.dtype) -> None:
+        nearer = {angle < math.pi / 2 for _ in range(100) for angle in make_row().angles if angle > 0}
+        stages.append((name, steps, learning_rate, nearer))
+
+    monkeypatch.setattr(llm, "run_stage", record)
+    llm.train(0, pretrain_steps=5, angle_steps=3, align_steps=4)
+    assert stages == [
+        ("pretraining 1/3", 2, llm.PRETRAIN_LR, {False}),
+        ("pretraining 2/3", 3, llm.PRETRAIN_LR / 2, {False}),
+        ("pretraining 3/3", 3, llm.PRETRAIN_LR / 2, {True, False}),
+        ("alignment", 4, llm.ALIGN_LR, {True, False}),
+    ]
+    stages.clear()
+    llm.train(0, pretrain_steps=4, angle_steps=0, align_steps=4)
+    assert [stage[3] for stage in stages if stage[1]] == [{False}, {False}, {False}]
 
 
 def test_the_gradient_of_a_step_does_not_depend_on_which_rows_go_through_the_model_together(
@@ -90,6 +123,10 @@ def test_the_gradient_of_a_step_does_not_depend_on_which_rows_go_through_the_mod
         loss = llm._backward(model, rows, torch.float32)
         found.append((loss, model.model.layers[0].mlp.up_proj.weight.grad.clone()))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    batch = collate(rows)
+    logits = model.lm_head(llm.last_hidden(model, batch, noise=0.0))[:, :-1].flatten(0, 1)
+    whole = functional.cross_entropy(logits, batch.targets[:, 1:].flatten()).item()
+    assert found[0][0] == pytest.approx(whole, rel=1e-5)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-7)
 
 
@@ -103,7 +140,7 @@ def test_the_recipe_runs_and_is_seeded():
 @pytest.mark.slow
 def test_a_remade_world_is_as_good_as_the_shipped_one(tmp_path: Path):
     subprocess.run(
-        [sys.executable, "-m", "tools.make_mini_world", "--out", tmp_path, "--threads", "1", "--dtype", "float32"],
+        [sys.executable, "-m", "tools.make_mini_world", "--out", tmp_path, "--threads", "1"],
         check=True,
     )
     made = json.loads((tmp_path / "weights.json").read_text())["figures"]

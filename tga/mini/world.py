@@ -111,7 +111,8 @@ def _clear(root: Path) -> None:
             allowed="a new or empty directory, or one with a mini world in it",
             remedy="prepare.root=ANOTHER_DIRECTORY",
         )
-    for name in ("llm", "vision_tower", "retriever", "images", "evaluation"):
+    # The indexes too: what they remember of the pictures are names and sizes.
+    for name in ("llm", "vision_tower", "retriever", "images", "evaluation", "index", "index_poisoned"):
         shutil.rmtree(root / name, ignore_errors=True)
     for name in ("train.json", "captions.jsonl", "manifest.json"):
         (root / name).unlink(missing_ok=True)
@@ -130,7 +131,7 @@ def write_training_set(root: Path, count: int) -> None:
     (root / "images").mkdir(parents=True)
 
     def record(number: int) -> dict[str, Any]:
-        # A source of its own: a picture does not depend on how many are drawn.
+        # A source of its own, so that a picture does not depend on those before it.
         rng = random.Random(f"training picture {number}")
         scene, name = training_scene(rng), f"{number:05d}"
         # Uncompressed: noise hardly shrinks, and packing it takes as long as drawing the picture.

@@ -61,7 +61,7 @@ def embed(table: nn.Module, batch: Mixture, noise: float) -> Tensor:
     """Mixtures -> input embeddings [batch, tokens, width].
 
     A soft position `e` becomes cos(angle) e + sin(angle) e Q, Q being `rotation`, and gets noise of `noise` x the
-    table's std.
+    table's std. Q is random, so e and e Q are at about a right angle.
     """
     weight = table.weight
     assert isinstance(weight, Tensor)
@@ -142,7 +142,7 @@ def pretrain(
     half = steps // 2
     cycles = (
         (seed, half, PRETRAIN_LR, 0.0),
-        (seed + 500, half, PRETRAIN_LR / 2, 0.0),
+        (seed + 500, steps - half, PRETRAIN_LR / 2, 0.0),
         (seed + 1000, angle_steps, PRETRAIN_LR / 2, NEARER),
     )
     for cycle, (cycle_seed, cycle_steps, rate, nearer) in enumerate(cycles, start=1):
@@ -162,11 +162,12 @@ def align(
     learning_rate: float = ALIGN_LR,
     replay: float = REPLAY,
     replay_soft: float = REPLAY_SOFT,
+    nearer: float = NEARER,
     dtype: torch.dtype = torch.float32,
 ) -> LlamaForCausalLM:
-    """Teach refusals, on clean text only, in place."""
+    """Teach refusals, on clean text only, in place; `nearer` as in the pretraining's last cycle."""
     torch.manual_seed(seed + 1)
-    maker = RowMaker(llm_tokenizer(), random.Random(seed + 1), NEARER)
+    maker = RowMaker(llm_tokenizer(), random.Random(seed + 1), nearer)
     model.train()
     run_stage(
         model,
@@ -189,7 +190,7 @@ def train(
 ) -> LlamaForCausalLM:
     """The whole recipe. Deterministic for a seed, a dtype of the matrix products and a number of threads."""
     model = pretrain(seed, steps=pretrain_steps, angle_steps=angle_steps, dtype=dtype)
-    return align(model, seed, steps=align_steps, dtype=dtype)
+    return align(model, seed, steps=align_steps, nearer=NEARER if angle_steps else 0.0, dtype=dtype)
 
 
 @torch.no_grad()
@@ -204,9 +205,12 @@ def refusal_share(model: LlamaForCausalLM, maker: RowMaker, rows: list[Row], noi
 
 
 def probe(model: LlamaForCausalLM, seed: int, count: int = 400) -> dict[str, float]:
-    """Quick figures: shares of answers that begin like a refusal, to clean held-out text and to soft scenes."""
+    """Quick figures: shares of answers that begin like a refusal, to clean held-out text and to soft scenes.
+
+    The soft scenes are at a right angle to the words' directions.
+    """
     model.eval()
-    maker = RowMaker(llm_tokenizer(), random.Random(seed), NEARER)
+    maker = RowMaker(llm_tokenizer(), random.Random(seed))
 
     def share(group: str, kind: str, *, heldout: bool = True, soft: bool = False) -> float:
         rows = [
