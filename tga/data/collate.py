@@ -221,7 +221,9 @@ class Collator:
         """All pictures of the batch, in the order in which their tokens stand in it; empty without pictures."""
         if not any(images):
             return {}
-        asked = [_before_the_answer(prompt) for prompt, own in zip(prompts, images, strict=True) for _ in own]
+        asked: list[list[int]] = []
+        if self.picture_codec.reads_prompts:
+            asked = [_before_the_answer(prompt) for prompt, own in zip(prompts, images, strict=True) for _ in own]
         inputs = self.picture_codec.inputs([image for own in images for image in own], asked)
         return inputs | self.picture_codec.token_inputs(input_ids)
 

@@ -39,9 +39,9 @@ def harmful_text(root: Path, text_toxic: list[Record], rng: random.Random) -> di
         for name, rows in files.items():
             image = BLANK
             if name in shown:
-                image = f"images/{name}-{number:04d}.png"
+                image = f"images/{name}-{number:04d}.bmp"
                 scene = Scene((shown[name],), rng.choice(tuple(COLORS)))
-                draw(scene, rng, TEST).save(root / image, compress_level=1)
+                draw(scene, rng, TEST).save(root / image)
             rows.append({**row, "id": f"{name}-{number:04d}", "image": image})
     return files
 

@@ -105,8 +105,8 @@ class _Pictures:
         (root / "images").mkdir(parents=True, exist_ok=True)
 
     def ask(self, benchmark: str, number: int, scene: Scene, prompt: str, group: str, **more: Any) -> Record:
-        image = f"images/{benchmark}-{number:04d}.png"
-        draw(scene, self.rng, TEST).save(self.root / image, compress_level=1)
+        image = f"images/{benchmark}-{number:04d}.bmp"
+        draw(scene, self.rng, TEST).save(self.root / image)
         return _row(benchmark, number, prompt, group, image=image, **more)
 
     def describe(self, benchmark: str, number: int, first: tuple[Thing, ...], group: str | None = None) -> Record:

@@ -44,6 +44,11 @@ class Pictures:
         """Whether the number of tokens depends on the picture's size."""
         return self.family.tokens_vary
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether `inputs` depends on the prompts (a Q-Former reads them)."""
+        return self.family.question_tokenizer is not None
+
     def tokens(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """Ids that stand in the prompt for a picture: image tokens, and what the processor writes between them.
 
@@ -69,7 +74,8 @@ class Pictures:
 
         Args:
             images: RGB pictures.
-            prompts: for each picture the token ids of its prompt up to the first answer, which a Q-Former reads.
+            prompts: for each picture the token ids of its prompt up to the first answer; not looked at unless
+                `reads_prompts`.
 
         Returns:
             Names of the model's forward -> tensors; floating ones are float32.

@@ -11,6 +11,7 @@ a format whose pictures come before everything.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -214,11 +215,16 @@ def _chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> ChatTem
     raise UserError("Unknown template", given=template, allowed=", ".join(TEMPLATES), remedy="data.template=...")
 
 
+@functools.lru_cache(maxsize=16)
+def _marks_generation(chat_template: str) -> bool:
+    return re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
+
+
 def _render_jinja(
     messages: list[dict[str, Any]], chat_template: str, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
 ) -> tuple[str, list[tuple[int, int]]]:
     """Marked text and, where the template says them, the assistant's spans in it."""
-    marks_generation = re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
+    marks_generation = _marks_generation(chat_template)
     specials = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     try:
         rendered, generated = render_jinja_template(
