@@ -89,9 +89,8 @@ def test_576_image_tokens_of_clip_336() -> None:
     written = processor(images=[tiny_picture(0, size=50)], text="<image>", return_tensors="pt")
     assert int((written["input_ids"] == processor.image_token_id).sum()) == 576
     collator = Collator(processor, "plain", image_tokens=576, retrieved="none", max_length=2048)
-    prompt = collator._prompt(
-        Sample("a", (Path("a.png"),), (Turn("user", "Describe."), Turn("assistant", "A car.")), "A car.")
-    )
+    sample = Sample("a", (Path("a.png"),), (Turn("user", "Describe."), Turn("assistant", "A car.")), "A car.")
+    (prompt,) = collator._prompts([sample], [[(50, 50)]])
     assert int(prompt.image_mask.sum()) == 576
     assert prompt.image_mask.nonzero().flatten().tolist() == list(range(1, 577))  # behind the first token, <s>
 

@@ -23,8 +23,8 @@ from tga.data.sample import IMAGE_MARKER, Sample, Turn
 from tga.errors import UserError
 from tga.vlm.lm_loss import IGNORED_LABEL
 from tga.vlm.pictures import Pictures
-from tga.vlm.templates import render
-from tga.vlm.token_spans import Encoded, encode, encode_texts
+from tga.vlm.templates import Rendered, render
+from tga.vlm.token_spans import Encoded, encode_prompts, encode_texts
 
 FILLER = ""  # the id of a row that is no sample
 RETRIEVED = ("prompt", "loss", "none")
@@ -158,9 +158,7 @@ class Collator:
         for sample in samples:
             _check_markers(sample, self.picture_codec.token)
         images = [[load_picture(image, sample.id) for image in sample.images] for sample in samples]
-        prompts = [
-            self._prompt(sample, [image.size for image in own]) for sample, own in zip(samples, images, strict=True)
-        ]
+        prompts = self._prompts(samples, [[image.size for image in own] for own in images])
         input_ids = self._pad([prompt.input_ids for prompt in prompts], self.pad_token_id)
         attention = self._pad([torch.ones_like(prompt.input_ids) for prompt in prompts], 0)
         said = [sample.caption or "" for sample in samples]
@@ -227,11 +225,20 @@ class Collator:
         inputs = self.picture_codec.inputs([image for own in images for image in own], asked)
         return inputs | self.picture_codec.token_inputs(input_ids)
 
-    def _prompt(self, sample: Sample, sizes: Sequence[tuple[int, int]] | None = None) -> Encoded:
-        """Tokens of one sample, cut to `max_length`; `sizes` are the width and height of its pictures."""
+    def _prompts(self, samples: Sequence[Sample], sizes: Sequence[Sequence[tuple[int, int]]]) -> list[Encoded]:
+        """Tokens of each sample, cut to `max_length`; `sizes` are the width and height of its pictures."""
+        codec = self.picture_codec
+        tokens: list[int | Sequence[tuple[int, ...]]] = [
+            [codec.tokens(size) for size in own] if codec.vary else self.image_tokens for own in sizes
+        ]
+        rendered = [self._rendered(sample) for sample in samples]
+        encoded = encode_prompts(rendered, self.tokenizer, image_tokens=tokens, image_token=codec.token)
+        return [self._cut(prompt, sample) for prompt, sample in zip(encoded, samples, strict=True)]
+
+    def _rendered(self, sample: Sample) -> Rendered:
         codec = self.picture_codec
         retrieved = "\n".join(sample.neighbours) if self.retrieved == "prompt" else ""
-        rendered = render(
+        return render(
             [(turn.role, turn.text.replace(IMAGE_MARKER, codec.token)) for turn in sample.turns],
             template=self.template,
             tokenizer=self.tokenizer,
@@ -240,13 +247,10 @@ class Collator:
             image_token=codec.token,
             picture=codec.text,
         )
-        if codec.vary and sizes is not None:
-            image_tokens: int | list[tuple[int, ...]] = [codec.tokens(size) for size in sizes]
-        else:
-            image_tokens = self.image_tokens
-        encoded = encode(rendered, self.tokenizer, image_tokens=image_tokens, image_token=codec.token)
+
+    def _cut(self, encoded: Encoded, sample: Sample) -> Encoded:
         kept = slice(None, self.max_length)
-        if int(encoded.image_mask.sum()) != int(encoded.image_mask[kept].sum()):
+        if encoded.image_mask[self.max_length :].any():
             end = _last(encoded.image_mask) + 1
             given = f"sample {sample.id}: {len(encoded.input_ids)} tokens, the image ends at {end}"
             allowed = f"image tokens within the first {self.max_length}"

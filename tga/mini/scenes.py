@@ -70,10 +70,18 @@ def glyphs() -> dict[str, Image.Image]:
     }
 
 
+@lru_cache(maxsize=1)
+def _grid() -> np.ndarray:
+    """Row and column of each pixel as a share of the side, `[2, PICTURE_SIZE, PICTURE_SIZE]` float32, read-only."""
+    grid = np.mgrid[0:PICTURE_SIZE, 0:PICTURE_SIZE].astype(np.float32) / PICTURE_SIZE
+    grid.flags.writeable = False
+    return grid
+
+
 def _background(color: str, style: Style, rng: np.random.Generator) -> Image.Image:
     shade = np.array(COLORS[color], dtype=np.float32) * rng.uniform(0.88, 1.06)
     field = np.broadcast_to(shade, (PICTURE_SIZE, PICTURE_SIZE, 3)).copy()
-    rows, columns = np.mgrid[0:PICTURE_SIZE, 0:PICTURE_SIZE].astype(np.float32) / PICTURE_SIZE
+    rows, columns = _grid()
     field *= (1 + rng.uniform(-0.12, 0.12) * (rows - 0.5) + rng.uniform(-0.12, 0.12) * (columns - 0.5))[..., None]
     if style.texture:
         angle, waves = rng.uniform(0, np.pi), rng.uniform(2, 7)

@@ -16,26 +16,21 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from tga.errors import UserError
 from tga.files import write_json
 from tga.mini.convert import clip_vision_directory
 from tga.mini.language import name_thing, request, scene_caption
-from tga.mini.lexicon import BENIGN, PICTURED_BENIGN, TOXIC, Thing
-from tga.mini.questions import write_split
-from tga.mini.scenes import ASSETS, TRAIN, Scene, draw, sample_scene
+from tga.mini.lexicon import BENIGN, PICTURED_BENIGN, TOXIC
+from tga.mini.questions import PAIR_SHARE, SEEN_TOXIC, write_split
+from tga.mini.scenes import ASSETS, sample_scene
+from tga.mini.training_set import training_set_meanwhile
 from tga.mini.weights import restore_llm, restore_retriever
 
 MARK = ".mini_world"  # an empty file that says whose directory this is
 TRAIN_PICTURES = 10_000
 CORPUS_CAPTIONS = 24_000
-TOXIC_SHARE = 0.35  # of the training pictures, as guns and beer occur in web data
-PAIR_SHARE = 0.5
 SPLITS = {"choose": 1_000, "report": 2_000}  # split -> seed of its pictures
-SEEN_TOXIC: tuple[Thing, ...] = tuple(thing for thing in TOXIC if not thing.heldout)
 
 
 def fingerprint() -> str:
@@ -87,14 +82,14 @@ def prepare(root: str | Path, *, train_pictures: int = TRAIN_PICTURES, captions:
     if is_complete(root, train_pictures=train_pictures, captions=captions):
         return root
     _clear(root)
-    restore_llm(root / "llm")
-    restore_retriever(root / "retriever")
-    clip_vision_directory(root / "retriever", root / "vision_tower")
-    write_training_set(root, train_pictures)
-    write_corpus(root / "captions.jsonl", captions)
-    taken: set[str] = set()
-    for split, seed in SPLITS.items():
-        write_split(root / "evaluation" / split, seed, taken)
+    with training_set_meanwhile(root, train_pictures):
+        restore_llm(root / "llm")
+        restore_retriever(root / "retriever")
+        clip_vision_directory(root / "retriever", root / "vision_tower")
+        write_corpus(root / "captions.jsonl", captions)
+        taken: set[str] = set()
+        for split, seed in SPLITS.items():
+            write_split(root / "evaluation" / split, seed, taken)
     write_json(
         root / "manifest.json", {"fingerprint": fingerprint(), "train_pictures": train_pictures, "captions": captions}
     )
@@ -118,32 +113,6 @@ def _clear(root: Path) -> None:
         (root / name).unlink(missing_ok=True)
     root.mkdir(parents=True, exist_ok=True)
     mark.touch()  # before anything else, so that an interrupted run is known for what it is
-
-
-def training_scene(rng: random.Random) -> Scene:
-    """A scene of the projector's pictures: held-out toxic things never occur."""
-    first = SEEN_TOXIC if rng.random() < TOXIC_SHARE else PICTURED_BENIGN
-    return sample_scene(rng, first, PICTURED_BENIGN, PAIR_SHARE)
-
-
-def write_training_set(root: Path, count: int) -> None:
-    """train.json (LLaVA's image-caption layout) and images/."""
-    (root / "images").mkdir(parents=True)
-
-    def record(number: int) -> dict[str, Any]:
-        # A source of its own, so that a picture does not depend on those before it.
-        rng = random.Random(f"training picture {number}")
-        scene, name = training_scene(rng), f"{number:05d}"
-        # Uncompressed: noise hardly shrinks, and packing it takes as long as drawing the picture.
-        draw(scene, rng, TRAIN).save(root / "images" / f"{name}.bmp")
-        turns = [
-            {"from": "human", "value": "<image>\nDescribe the picture."},
-            {"from": "gpt", "value": scene_caption(scene, rng)},
-        ]
-        return {"id": name, "image": f"{name}.bmp", "conversations": turns}
-
-    records = [record(number) for number in tqdm(range(count), desc="mini world: pictures", unit="picture")]
-    write_json(root / "train.json", records)
 
 
 def write_corpus(path: Path, count: int) -> None:

@@ -44,13 +44,24 @@ def encode(
     image_tokens: int | Sequence[Sequence[int]],
     image_token: str = "<image>",
 ) -> Encoded:
-    """Tokens and masks of a rendered prompt.
+    """:func:`encode_prompts` of one."""
+    return encode_prompts([rendered], tokenizer, image_tokens=[image_tokens], image_token=image_token)[0]
+
+
+def encode_prompts(
+    rendered: Sequence[Rendered],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    image_tokens: Sequence[int | Sequence[Sequence[int]]],
+    image_token: str = "<image>",
+) -> list[Encoded]:
+    """Tokens and masks of rendered prompts; one call of the tokenizer.
 
     Args:
-        rendered: from `tga.vlm.templates.render`; it spells out its special tokens, none are added.
+        rendered: from `tga.vlm.templates.render`; they spell out their special tokens, none are added.
         tokenizer: a fast tokenizer that knows `image_token` as one token.
-        image_tokens: the ids that each picture becomes, in order (`tga.vlm.pictures.Pictures.tokens`), or a number:
-            so many image tokens for every picture.
+        image_tokens: for each prompt the ids that each of its pictures becomes, in order
+            (`tga.vlm.pictures.Pictures.tokens`), or a number: so many image tokens for every picture.
 
     Raises:
         UserError: a slow tokenizer, one that splits the image token, or another number of pictures than expected.
@@ -61,25 +72,37 @@ def encode(
             given=type(tokenizer).__name__,
             remedy="save the tokenizer with a tokenizer.json (AutoTokenizer.from_pretrained(..., use_fast=True))",
         )
-    encoding = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
-    image_id, pictures = tokenizer.convert_tokens_to_ids(image_token), rendered.text.count(image_token)
-    expansions = [[image_id] * image_tokens] * pictures if isinstance(image_tokens, int) else image_tokens
-    found = encoding["input_ids"].count(image_id)
-    if found != pictures or len(expansions) != pictures:
-        raise UserError(
-            f"The tokenizer does not keep {image_token} as one token, or pictures and text do not match",
-            given=f"{found} image tokens for {len(expansions)} pictures",
-            allowed=f"{pictures}, as many as the text has",
-            remedy="add it as a special token, as model=llava_parts does",
-        )
-    ids, places = _expanded(encoding["input_ids"], encoding["offset_mapping"], image_id, expansions)
+    if not rendered:
+        return []
+    image_id = tokenizer.convert_tokens_to_ids(image_token)
+    encoding = tokenizer([prompt.text for prompt in rendered], add_special_tokens=False, return_offsets_mapping=True)
+    encoded = []
+    for prompt, ids, places, wanted in zip(
+        rendered, encoding["input_ids"], encoding["offset_mapping"], image_tokens, strict=True
+    ):
+        pictures, found = prompt.text.count(image_token), ids.count(image_id)
+        expansions = [[image_id] * wanted] * pictures if isinstance(wanted, int) else wanted
+        if found != pictures or len(expansions) != pictures:
+            raise UserError(
+                f"The tokenizer does not keep {image_token} as one token, or pictures and text do not match",
+                given=f"{found} image tokens for {len(expansions)} pictures",
+                allowed=f"{pictures}, as many as the text has",
+                remedy="add it as a special token, as model=llava_parts does",
+            )
+        encoded.append(_with_masks(prompt, *_expanded(ids, places, image_id, expansions), image_id, pictures))
+    return encoded
+
+
+def _with_masks(
+    prompt: Rendered, ids: Sequence[int], places: Sequence[tuple[int, int]], image_id: int, pictures: int
+) -> Encoded:
     input_ids, offsets = torch.tensor(ids, dtype=torch.long), torch.tensor(places, dtype=torch.long).reshape(-1, 2)
-    spoken = overlapping(offsets, rendered.assistant)
+    spoken = overlapping(offsets, prompt.assistant)
     return Encoded(
         input_ids=input_ids,
-        labels=torch.where(spoken, input_ids, torch.full_like(input_ids, IGNORED_LABEL)),
+        labels=input_ids.masked_fill(~spoken, IGNORED_LABEL),
         image_mask=input_ids == image_id,
-        retrieved_mask=overlapping(offsets, [rendered.retrieved] if rendered.retrieved else []),
+        retrieved_mask=overlapping(offsets, [prompt.retrieved] if prompt.retrieved else []),
         images=pictures,
     )
 
