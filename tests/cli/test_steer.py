@@ -118,6 +118,11 @@ def test_vectors_and_the_chosen_strength_go_from_one_command_to_the_other(world:
     grid = [*ANCHORS, "steering.alphas=[0.5,2]", "steering.choose_root=choose", *CHOICE]
     summary, _, by_grid = call(evaluate, *asked, *grid, "run_dir=grid")
     assert summary["steering_alpha"] == 0.5 and answers(by_grid) == answers(steered)
+    swept = json.loads((world / "grid" / "steering_vlm" / "sweep.json").read_text())
+    assert swept["chosen"] == 0.5 and swept["rule"].startswith("largest image_dsr") and len(swept["alphas"]) == 3
+    of_tool = json.loads((world / "out" / "table.json").read_text())
+    assert swept["alphas"]["0.5"]["over_refusal"] == of_tool["alphas"]["0.5"]["over_refusal"] < 0.05
+    assert "| metric | 0 | 0.5 (chosen) | 2 |" in (world / "grid" / "steering_vlm" / "sweep.md").read_text()
 
 
 def test_each_method_corrects_answers_to_pictures_and_no_others(world: Path, call: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
-from tga.cli.steering import VECTORS_FILE, Sweep, check_settings, prepare_steering, read_sweep, run_sweep, strength
+from tga.cli.steering import VECTORS_FILE, check_settings, prepare_steering, read_sweep, run_sweep, strength
 from tga.cli.steering_prompts import ASKED, subject_of
+from tga.cli.steering_report import write_sweep
 from tga.errors import UserError
 from tga.evaluation.models import check_models, load_model
-from tga.evaluation.report import markdown, models_table, print_tables, write_text
+from tga.evaluation.report import print_tables
 from tga.evaluation.suite import ANSWERS_FILE, write_answers
 from tga.resources import peak_rss_mib
 from tga.steering.vectors import save_vectors
@@ -46,7 +46,8 @@ def main(config: DictConfig) -> Path:
         found, judged, alpha = run_sweep(prepared, subject, sweep, asked)
         rule = str(sweep.rule)
         write_answers(run_dir / ANSWERS_FILE, judged)
-        _report(run_dir, found, sweep, alpha)
+        table, notes = write_sweep(run_dir, found, list(sweep.metrics), alpha=alpha, rule=rule, name="table")
+        print_tables([table], notes)
         summary |= {f"alpha_{a:g}_{key}": value for a, rates in found.items() for key, value in rates.items()}
         summary |= {f"baseline_{key}": found[0.0][key] for key in sweep.metrics}
         summary |= {f"chosen_{key}": found[alpha][key] for key in sweep.metrics}
@@ -59,20 +60,6 @@ def main(config: DictConfig) -> Path:
     summary |= {"alpha": alpha, "total_s": round(time.perf_counter() - started, 3)}
     write_summary(run_dir, {**summary, "peak_rss_mib": round(peak_rss_mib(), 1)}, config)
     return run_dir
-
-
-def _report(run_dir: Path, found: Mapping[float, Mapping[str, float]], sweep: Sweep, alpha: float) -> None:
-    """table.md with intervals beside the answers, the rates alone in the terminal: strengths side by side."""
-    names = {a: f"{a:g} (chosen)" if a == alpha else f"{a:g}" for a in found}
-    metrics = list(sweep.metrics)
-    title = "Rates by strength on the questions for choosing"
-    notes = [f"alpha {alpha:g}: {sweep.rule}."]
-    if alpha == 0.0:
-        notes.append("No strength improves on the plain model by this rule, and alpha 0 corrects nothing.")
-    whole = models_table({names[a]: rates for a, rates in found.items()}, metrics, f"{title}, 95 % intervals (Wilson)")
-    write_text(run_dir / "table.md", markdown("CMRM by strength", [whole], notes))
-    rates_only = {names[a]: {name: rates[name] for name in metrics} for a, rates in found.items()}
-    print_tables([models_table(rates_only, metrics, title)], notes)
 
 
 if __name__ == "__main__":

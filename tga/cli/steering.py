@@ -20,6 +20,7 @@ from retrieval_index.captions import hash_files
 from tga._version import __version__
 from tga.alignment.layers import resolve_layers
 from tga.cli.steering_prompts import Meaningless, RequestShifts, Subject, anchor_differences
+from tga.cli.steering_report import write_sweep
 from tga.errors import UserError
 from tga.evaluation.generate import Steer, evaluating
 from tga.evaluation.questions import Question, read_questions
@@ -35,6 +36,7 @@ METHODS = ("cmrm", "cmrm_sample")
 DEFAULT_ALPHA = 1.0
 PICTURE_FILE = "steering_picture.png"
 VECTORS_FILE = "vectors.safetensors"
+SWEEP = "sweep"  # .md and .json beside the vectors
 
 
 @dataclass(frozen=True)
@@ -185,12 +187,16 @@ def ready_steer(
 ) -> tuple[Steer | None, dict[str, float]]:
     """What corrects this model in an evaluation, and `steering_...` figures of it.
 
-    A strength is chosen first where there is a grid; vectors that were extracted are left in `run_dir`.
+    A strength is chosen first where there is a grid; its sweep and vectors that were extracted are left in `run_dir`.
     """
     started = time.perf_counter()
     directory = run_dir / f"steering_{subject.name}"
     prepared = prepare_steering(settings, subject, directory)
-    alpha = strength(settings, prepared) if sweep is None else run_sweep(prepared, subject, sweep, asked)[2]
+    if sweep is None:
+        alpha = strength(settings, prepared)
+    else:
+        found, _, alpha = run_sweep(prepared, subject, sweep, asked)
+        write_sweep(directory, found, list(sweep.metrics), alpha=alpha, rule=str(sweep.rule), name=SWEEP)
     if prepared.vectors is not None and settings["vectors"] is None:
         rule = "" if sweep is None else str(sweep.rule)
         save_vectors(directory / VECTORS_FILE, replace(prepared.vectors, alpha=alpha, rule=rule))

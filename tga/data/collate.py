@@ -164,9 +164,7 @@ class Collator:
         said = [sample.caption or "" for sample in samples]
         found = ["\n".join(sample.neighbours) for sample in samples] if self.retrieved == "loss" else None
         captions = self.texts(said)
-        apart: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
-        if found is not None:
-            apart = self.texts(found)
+        apart = self.texts(found) if found is not None else (None, None, None)
         pictures = self._picture_inputs(images, prompts, input_ids)
         return Batch(
             ids=[sample.id for sample in samples],
