@@ -168,7 +168,7 @@ def test_vectors_of_another_model_are_refused(world: Path, call: Any) -> None:
     processor.save_pretrained(world / "other")
     asked = ["models={vlm: other}", "evaluation.root=report", *ASKED, "steering=cmrm"]
     _, message, _ = call(evaluate, *asked, "steering.vectors=out/vectors.safetensors", "run_dir=no", fails=True)
-    assert "of another model (fingerprint differ)" in message and "tga-steer" in message
+    assert "of another model (weights differ)" in message and "tga-steer" in message
 
 
 @pytest.mark.parametrize(

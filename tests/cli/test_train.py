@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from tests.tiny import write_tiny_llava_json, write_tiny_parts
+from tests.tiny import tiny_llm, write_tiny_llava_json, write_tiny_parts
 from tests.tiny_clip import random_captions, write_tiny_clip
 from tga.cli import half_precision, train
 from tga.cli.evaluate import main as evaluate_main
@@ -142,6 +142,10 @@ def test_swapped_words_change_the_losses_and_belong_to_the_run(
 
 
 def test_llava7b_runs_with_tiny_parts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As Vicuna is stored, beside a tower in float32: in float16, with settings for sampling that it does not switch on.
+    tiny_llm().half().save_pretrained(world / "llm")
+    sampling = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "temperature": 0.9, "top_p": 0.6}
+    (world / "llm" / "generation_config.json").write_text(json.dumps(sampling))
     arguments = [
         "+experiment=llava7b", *TINY[:4], "run_dir=run", "data.captions=null", "data.neighbours=neighbours.parquet",
         "alignment.layers=[1,2]", "training.accelerator=cpu", "training.num_workers=0",
@@ -155,6 +159,10 @@ def test_llava7b_runs_with_tiny_parts(world: Path, monkeypatch: pytest.MonkeyPat
     training = trained.hyper_parameters["training"]
     assert training["batch_size"] * training["accumulate_batches"] == 32
     assert trained.hyper_parameters["training"]["warmup_ratio"] == 0.03
+    exported = AutoModelForImageTextToText.from_pretrained(world / "run" / "hf")
+    assert exported.dtype == torch.float16 and summary(world)["total_s"] > 0
+    settings = exported.generation_config
+    assert not settings.do_sample and settings.temperature in (None, 1.0) and settings.top_p in (None, 1.0)
 
 
 def test_a_finished_run_is_continued_without_another_step(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from tga.errors import UserError
 from tga.training.base_model import BaseModel
 from tga.training.checkpoint import (
     FROZEN,
-    frozen_fingerprint,
+    frozen_sample,
     latest_checkpoint,
     put_weights,
     read_checkpoint,
@@ -66,7 +66,7 @@ def test_a_base_model_that_was_replaced_by_one_of_its_shapes_is_refused(tmp_path
     base = BaseModel(llm=str(tmp_path / "llm"), vision_tower=str(tmp_path / "vision_tower"), seed=3)
     model, _ = base.load(dtype=torch.float32, attn_implementation="eager")
     weights = {name: value for name, value in model.named_parameters() if "projector" in name}
-    stated = {FROZEN: frozen_fingerprint(model, weights)}
+    stated = {FROZEN: frozen_sample(model, weights)}
     trained = read_checkpoint(write_weights(tmp_path / "step-00000007.ckpt", base, weights, **stated))
     silent = read_checkpoint(write_weights(tmp_path / "step-00000008.ckpt", base, weights))
     for dtype in (torch.float32, torch.bfloat16, torch.float16, None):
@@ -75,10 +75,24 @@ def test_a_base_model_that_was_replaced_by_one_of_its_shapes_is_refused(tmp_path
     with torch.no_grad():
         language_model.model.layers[1].mlp.up_proj.weight.mul_(1.5)
     language_model.save_pretrained(tmp_path / "llm")
-    for dtype in (torch.float32, torch.bfloat16, None):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, None):
         with pytest.raises(UserError, match=r"has been replaced.*step-00000007\.ckpt.*llm.*put that model back"):
             restore_model(trained, dtype=dtype, attn_implementation="eager")
     restore_model(silent, dtype=None, attn_implementation="eager")  # of before: it does not say
+
+
+@pytest.mark.parametrize("trained_in", [torch.float32, torch.bfloat16])
+def test_a_language_model_stored_in_float16_beside_a_tower_in_float32(tmp_path: Path, trained_in: torch.dtype) -> None:
+    """As Vicuna and CLIP are stored: what the export loads is rounded otherwise than what stood in the training."""
+    write_tiny_parts(tmp_path)
+    tiny_llm().half().save_pretrained(tmp_path / "llm")
+    base = BaseModel(llm=str(tmp_path / "llm"), vision_tower=str(tmp_path / "vision_tower"))
+    model, _ = base.load(dtype=trained_in, attn_implementation="eager")
+    weights = {name: value for name, value in model.named_parameters() if "projector" in name}
+    stated = {FROZEN: frozen_sample(model, weights)}
+    trained = read_checkpoint(write_weights(tmp_path / "step-00000007.ckpt", base, weights, **stated))
+    restored, _ = restore_model(trained, dtype=None, attn_implementation="eager")
+    assert restored.dtype == torch.float16
 
 
 def test_weights_of_another_projector_are_refused(tmp_path: Path) -> None:

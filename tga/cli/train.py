@@ -150,10 +150,12 @@ def main(config: DictConfig) -> Path | None:
     with watch.stage("evaluate"):
         measured = _evaluate(loaded, values["evaluation"], run_dir, result.device)
     del loaded  # the export loads the checkpoint anew, which also proves that it holds everything
+    summary = training_summary(result, values, processes) | measured | watch.seconds
+    write_summary(run_dir, summary, config)  # so that a failing export loses no figure
     with watch.stage("export"):
         exported = _export(result, values, run_dir, measured)
-    summary = training_summary(result, values, processes) | measured | watch.seconds
-    summary |= {"total_s": round(time.perf_counter() - started, 3), "peak_rss_mib": round(peak_rss_mib(), 1)}
+    summary |= watch.seconds | {"total_s": round(time.perf_counter() - started, 3)}
+    summary["peak_rss_mib"] = round(peak_rss_mib(), 1)
     write_summary(run_dir, summary, config)
     print_outcome(summary, measured, result, exported, run_dir)
     return run_dir

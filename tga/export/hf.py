@@ -6,13 +6,14 @@ processor with chat template, and a model card. Nothing in the directory needs t
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from tga.errors import UserError
 from tga.export.card import ModelCard, render_card
@@ -21,6 +22,7 @@ from tga.files import atomic_directory
 from tga.vlm.pictures import Pictures
 
 MAX_SHARD_SIZE = "5GB"
+OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def export_hf(
@@ -46,7 +48,8 @@ def export_hf(
     chat_template = exported_chat_template(processor, trained_with)
     usage = USAGE + (WITH_CHAT if chat_template and not _puts_picture_first(processor) else _with_prompt(processor))
     with atomic_directory(target) as directory:
-        model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
+        with _consistent_generation(model):
+            model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
         with _chat_template(processor, chat_template):
             processor.save_pretrained(directory)
         _forget_local_names(directory / "config.json")
@@ -108,6 +111,24 @@ def _chat_template(processor: Any, template: str | None) -> Iterator[None]:
         yield
     finally:
         processor.chat_template, processor.tokenizer.chat_template = before
+
+
+@contextmanager
+def _consistent_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Take settings of sampling out of greedy generation settings for a block.
+
+    Vicuna's have a temperature and no `do_sample`. They change nothing, but transformers 5.0 refuses to save them.
+    """
+    before = model.generation_config
+    if before is not None and not before.do_sample:
+        model.generation_config = copy.deepcopy(before)
+        plain = GenerationConfig()
+        for name in OF_SAMPLING:
+            setattr(model.generation_config, name, getattr(plain, name, None))
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 USAGE = """```python

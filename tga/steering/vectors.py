@@ -1,7 +1,7 @@
 """CMRM vectors in a file: one float32 tensor `layer_<l>` [width] for each layer, with where they come from.
 
 The file is safetensors, so that a user without tga applies it (examples/apply_cmrm_vectors.py). Its metadata names the
-model by a fingerprint of its weights, the anchors by their hash, and the options; `alpha` is the strength that a sweep
+model by a sample of its weights, the anchors by their hash, and the options; `alpha` is the strength that a sweep
 has chosen, empty before one. Vectors mean nothing in another model, so loading them for one compares first.
 """
 
@@ -21,10 +21,10 @@ from tga._version import __version__
 from tga.errors import UserError
 from tga.files import atomic_path
 from tga.vlm.families import Family, num_layers
-from tga.vlm.fingerprint import model_fingerprint
+from tga.vlm.fingerprint import model_sample, same_weights, short_name
 
-FORMAT = "tga-cmrm-1"
-IDENTITY = ("model_type", "decoder_layers", "width", "fingerprint")
+FORMAT = "tga-cmrm-2"
+IDENTITY = ("model_type", "decoder_layers", "width")
 MAKE = "make vectors for this model with tga-steer, or steering.vectors=PATH of the right ones"
 
 
@@ -34,7 +34,7 @@ class Vectors:
 
     Attributes:
         shifts: layer in 1..L -> `[width]` float32.
-        model: fingerprint, model_type, decoder layers and width of the model they are of, and the path it was given by.
+        model: weights, model_type, decoder layers and width of the model they are of, and the path it was given by.
         origin: anchors, their hash and number, picture, direction, version: what was asked for, as texts.
         alpha: the chosen strength; None before a sweep.
         rule: by which rule it was chosen.
@@ -50,7 +50,7 @@ class Vectors:
 def describe_model(model: Any, family: Family, name: str = "") -> dict[str, str]:
     """What tells this model from another; `name` is the path it was loaded from, for people."""
     return {
-        "fingerprint": model_fingerprint(model, family),
+        "weights": model_sample(model, family),
         "model_type": str(model.config.model_type),
         "decoder_layers": str(num_layers(model, family)),
         "width": str(model.config.get_text_config().hidden_size),
@@ -111,6 +111,9 @@ def load_vectors(path: str | Path, model: Any, family: Family) -> Vectors:
     ours = describe_model(model, family)
     theirs = vectors.model
     different = [key for key in IDENTITY if theirs[key] != ours[key]]
+    if not same_weights(theirs["weights"], ours["weights"]):
+        different.append("weights")
+        theirs, ours = ({**one, "weights": short_name(one["weights"])} for one in (theirs, ours))
     if different:
         raise UserError(
             f"The steering vectors {path} are of another model ({', '.join(different)} differ)",

@@ -22,7 +22,7 @@ from tga.errors import UserError
 from tga.training.base_model import BaseModel
 from tga.training.lora import LoraSettings, add_lora, merge_lora
 from tga.vlm.families import FAMILIES, family_of
-from tga.vlm.fingerprint import parameters_fingerprint
+from tga.vlm.fingerprint import same_weights, short_name, weights_sample
 
 MODEL_PREFIX = "model."  # the attribute of the LightningModule under which the VLM stands
 PROJECTORS = tuple(f"{family.projector}." for family in FAMILIES)
@@ -92,8 +92,7 @@ def restore_model(trained: TrainedWeights, *, dtype: torch.dtype | None, attn_im
         remedy = "put the base model back where the checkpoint names it, or train again from where it is now"
         problem = f"The base model of the checkpoint {trained.path} cannot be loaded ({error.problem})"
         raise UserError(problem, given=error.given, allowed=error.allowed, remedy=remedy) from error
-    if dtype != torch.float16:  # weights stored in float32 lose digits in it, and would look like others
-        require_same_frozen(trained, model)
+    require_same_frozen(trained, model)
     lora = trained.hyper_parameters.get("lora")
     if lora is None:
         put_weights(model, trained.weights, source=str(trained.path))
@@ -105,15 +104,15 @@ def restore_model(trained: TrainedWeights, *, dtype: torch.dtype | None, attn_im
     return model.eval(), processor
 
 
-def frozen_fingerprint(model: Any, trained: Collection[str]) -> str:
-    """Which weights a model has beside the parameters named in `trained`; no adapters have been added to it.
+def frozen_sample(model: Any, trained: Collection[str]) -> str:
+    """Which weights a model has beside the parameters named in `trained`, as text; no adapters have been added to it.
 
     Embeddings and head do not count: the rows that are added to them for the image token depend on the dtype.
     """
     vocabulary = {
         id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module
     }
-    return parameters_fingerprint(
+    return weights_sample(
         (name, value) for name, value in model.named_parameters() if name not in trained and id(value) not in vocabulary
     )
 
@@ -127,13 +126,16 @@ def require_same_frozen(trained: TrainedWeights, model: Any) -> None:
         UserError: they are others.
     """
     then = trained.hyper_parameters.get(FROZEN)
-    now = frozen_fingerprint(model, trained.weights)
-    if then is None or then == now:  # checkpoints of before do not say
+    if then is None or ":" not in then:  # checkpoints of before do not say, or not in a way that holds for every dtype
+        return
+    now = frozen_sample(model, trained.weights)
+    if same_weights(then, now):
         return
     base = trained.base
     raise UserError(
         "The base model of the checkpoint has been replaced: its weights are not those that it was trained beside",
-        given=f"{trained.path}: weights {then} in training, {now} at {base.vlm or base.llm} and beside it now",
+        given=f"{trained.path}: weights {short_name(then)} in training, {short_name(now)} now, "
+        f"at {base.vlm or base.llm} and beside it",
         allowed="the model of the training, in any dtype",
         remedy="put that model back where the checkpoint names it, or train again with the one that is there",
     )

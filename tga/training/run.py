@@ -24,7 +24,7 @@ from tga.training.callbacks import MetricsFile, ProgressBar, parts_table, read_m
 from tga.training.centre import caption_centre, with_centre
 from tga.training.checkpoint import (
     FROZEN,
-    frozen_fingerprint,
+    frozen_sample,
     read_checkpoint,
     require_same,
     require_same_frozen,
@@ -83,7 +83,7 @@ def fit(
     freeze(model, family, train)
     trained = trainable_parameters(model)  # before adapters, which give other parameters other names
     hyper_parameters = run_description(hyper_parameters, settings, len(samples))
-    hyper_parameters[FROZEN] = frozen_fingerprint(model, trained)
+    hyper_parameters[FROZEN] = frozen_sample(model, trained)
     resume_from = checkpoint_to_continue(ckpt_path, run_dir)
     if resume_from is not None:
         if settings.strategy == "deepspeed":
