@@ -21,6 +21,7 @@ from tga.training.lora import LoraSettings, add_lora, merge_lora
 from tga.training.prepare import active_checkpointing, prepare_model
 from tga.training.run import fit
 from tga.training.settings import TrainSettings
+from tga.training.spans import pool_texts
 from tga.vlm.families import family_of
 from tga.vlm.freezing import freeze
 
@@ -65,6 +66,28 @@ def test_frozen_weights_stay_in_half_precision_and_what_trains_is_float32() -> N
     assert active_checkpointing(model, family_of(model)) == (3, 3)
     model.eval()
     assert active_checkpointing(model, family_of(model)) == (0, 3)
+
+
+def test_dropout_of_the_adapters_is_for_the_multimodal_forward_alone() -> None:
+    model, processor = tiny_llava()
+    family = family_of(model)
+    settings = TrainSettings(gradient_checkpointing=True)
+    prepare_model(
+        model,
+        family,
+        settings,
+        ["projector"],
+        LoraSettings(rank=3, alpha=60, dropout=0.5, targets=("q_proj", "down_proj")),
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    assert not torch.equal(logits(model), logits(model))
+    collator = Collator(processor, "vicuna_v1", image_tokens=4, retrieved="none", max_length=200)
+    first, again = (pool_texts(model, family, collator, ["A red car."], (1, 2, 3), "cpu")[0] for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(logits(model), logits(model)), "and it is on again afterwards"
 
 
 def test_a_run_with_adapters_comes_back_as_a_plain_model(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ class LoraSettings:
     Attributes:
         rank: of the two matrices' product.
         alpha: the product is scaled by alpha / rank.
-        dropout: before the first matrix; not beside gradient checkpointing or targets of the objectives, which would
-            see other dropped units than the training does.
+        dropout: before the first matrix, in the multimodal forward alone: the texts that an objective compares with
+            are read without.
         targets: names of the linear layers.
     """
 

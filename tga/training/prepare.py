@@ -54,7 +54,8 @@ def _checkpoint_gradients(model: Any, family: Family) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Checkpointing is active in train mode only; without dropout that mode computes the same.
     language_model = component(model, family.language_model).train()
-    if any(isinstance(module, nn.Dropout) and module.p for module in language_model.modules()):
+    attention_dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
+    if attention_dropout or any(isinstance(module, nn.Dropout) and module.p for module in language_model.modules()):
         remedy = "training.gradient_checkpointing=false, or set the dropout in the model's config.json to 0"
         raise UserError("Gradient checkpointing needs a language model without dropout", remedy=remedy)
 

@@ -44,12 +44,26 @@ def capture_hidden_states(model: nn.Module, family: Family, layers: Collection[i
         raise RuntimeError(f"no hidden state arrived from layers {missing}; those that did: {sorted(states)}")
 
 
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Switch the dropout layers in a module off for a block; everything else stays in the mode it is in."""
+    dropping = [part for part in module.modules() if isinstance(part, nn.Dropout) and part.training and part.p]
+    for part in dropping:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in dropping:
+            part.train()
+
+
 def text_hidden_states(
     model: nn.Module, family: Family, input_ids: Tensor, attention_mask: Tensor, layers: Collection[int]
 ) -> dict[int, Tensor]:
     """Hidden states of text fed to the language model alone; layers beyond the deepest one asked for are not run.
 
-    Positions count the attended tokens only, so that left and right padding give the same states.
+    Positions count the attended tokens only, so that left and right padding give the same states. A text is a target
+    or a measurement, so it is read without dropout, whatever the multimodal forward beside it does.
 
     Args:
         input_ids: `[batch, tokens]` int64.
@@ -66,9 +80,10 @@ def text_hidden_states(
         return {}
     states: dict[int, Tensor] = {}
     position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    with _hooks(model, family, layers, states, stop_after=max(layers)):
+    language_model = component(model, family.language_model)
+    with without_dropout(language_model), _hooks(model, family, layers, states, stop_after=max(layers)):
         try:
-            component(model, family.language_model)(
+            language_model(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
             )
         except _DeepestLayerReached:
