@@ -141,6 +141,18 @@ def test_swapped_words_change_the_losses_and_belong_to_the_run(
     assert "swapped_words was 1.0 and is not set" in capsys.readouterr().err
 
 
+def test_a_run_is_not_continued_with_other_retrieved_texts(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*TINY, "data.captions=null", "alignment.layers=[1]", "export=null", "ckpt_path=null"]
+    assert call(monkeypatch, world, *arguments, "data.neighbours=neighbours.parquet") == 0
+    (world / "neighbours.parquet").rename(world / "others.parquet")
+    capsys.readouterr()
+    assert call(monkeypatch, world, *arguments, "data.neighbours=others.parquet", "ckpt_path=last") == 1
+    message = capsys.readouterr().err
+    assert "retrieval.neighbours was neighbours.parquet and is others.parquet" in message
+
+
 def test_llava7b_runs_with_tiny_parts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As Vicuna is stored, beside a tower in float32: in float16, with settings for sampling that it does not switch on.
     tiny_llm().half().save_pretrained(world / "llm")

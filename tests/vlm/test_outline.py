@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import GraniteConfig, GraniteForCausalLM
 
-from tests.tiny import write_tiny_parts
+from tests.tiny import tiny_llm, write_tiny_parts
 from tests.tiny_families import FAMILIES, made
 from tga.errors import UserError
 from tga.training.base_model import BaseModel
@@ -82,3 +85,19 @@ def test_wrong_parts_are_refused(parts: tuple[str, str], llm: str, vision: str, 
     named = {"llm": parts[0], "vision": parts[1], "none": "/no/such/none"}
     with pytest.raises(UserError, match=said):
         outline_llava(named[llm], named[vision])
+
+
+@pytest.mark.parametrize("join", [outline_llava, assemble_llava])
+def test_a_language_model_that_scales_its_logits_is_refused(
+    parts: tuple[str, str], tmp_path: Path, join: Callable[[str, str], object]
+) -> None:
+    """LLaVA's class has no such scale, so loss and answers would be those of another model."""
+    llm = tiny_llm()
+    fields = {key: getattr(llm.config, key) for key in ("vocab_size", "hidden_size", "intermediate_size")}
+    scaled = GraniteForCausalLM(
+        GraniteConfig(**fields, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, logits_scaling=8.0)
+    )
+    shutil.copytree(parts[0], tmp_path / "granite")
+    scaled.save_pretrained(tmp_path / "granite")
+    with pytest.raises(UserError, match=r"scales or caps its logits.*granite: logits_scaling 8\.0"):
+        join(str(tmp_path / "granite"), parts[1])

@@ -239,8 +239,19 @@ def _hyper_parameters(
         "template": data["template"],
         "max_length": data["max_length"],
         "neighbours_used": data["neighbours_used"],
+        "retrieval": _retrieval(values) if alignment["retrieved"] != "none" else None,
         "config_hash": config_hash(config),
     }
+
+
+def _retrieval(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the retrieved texts come from: files by their names alone, so that a data set may move."""
+    data, encoder = values["data"], values["encoder"]
+    if data["captions"] is None:
+        return {"neighbours": Path(data["neighbours"]).name}
+    captions = [data["captions"]] if isinstance(data["captions"], str) else data["captions"]
+    made_of = {"encoder": Path(str(encoder["name"])).name, "pretrained": encoder["pretrained"]}
+    return {"captions": [Path(path).name for path in captions], "k": data["neighbours_k"], **made_of}
 
 
 def _evaluate(loaded: Loaded, evaluation: Mapping[str, Any], run_dir: Path, device: torch.device) -> dict[str, float]:

@@ -24,6 +24,7 @@ IMAGE_TOKEN = "<image>"
 CLIP_TYPES = ("clip", "clip_vision_model")
 IMAGE_BACKEND = "torchvision"
 SET_TOWER = "model.vision_tower=PATH"
+OF_THE_LOGITS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
 
 
 def llava_config(
@@ -122,13 +123,25 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def check_decoder(decoder: nn.Module, path: str) -> None:
-    """Raise a UserError where a language model is not laid out as the family wants it."""
+    """Raise a UserError where a language model is not laid out as the family wants it.
+
+    That goes for what it does with its logits too: LLaVA's class takes them as the head gives them.
+    """
     missing = [name for name in ("embed_tokens", "layers", "norm") if not hasattr(decoder, name)]
     if missing:
         raise UserError(
             f"The decoder of this language model is not laid out like Llama's: it lacks {', '.join(missing)}",
             given=f"{path} ({type(decoder).__name__})",
             allowed="Llama, Mistral, Qwen2 and their like",
+            remedy="model.llm=PATH",
+        )
+    config: Any = decoder.config
+    changed = {name: value for name in OF_THE_LOGITS if (value := getattr(config, name, None)) not in (None, 1)}
+    if changed:
+        raise UserError(
+            "This language model scales or caps its logits, and the LLaVA model made of it would not",
+            given=f"{path}: " + ", ".join(f"{name} {value}" for name, value in changed.items()),
+            allowed="Llama, Mistral, Qwen2 and their like, which do neither",
             remedy="model.llm=PATH",
         )
 
