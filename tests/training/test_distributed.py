@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.tiny import write_tiny_llava_json, write_tiny_parts
+from tests.tiny_clip import random_captions, write_tiny_clip
 from tga.errors import UserError
 from tga.training import distributed
 from tga.training.callbacks import read_metrics
@@ -159,12 +160,16 @@ def test_two_processes_train_as_one_that_accumulates_two_batches(tmp_path: Path)
 
 @pytest.mark.slow
 def test_tga_train_under_torchrun(tmp_path: Path) -> None:
-    """The command itself: one run directory whatever the clocks say, one summary, an export."""
+    """The command itself: index and targets made once, one run directory whatever the clocks say, an export."""
     write_tiny_parts(tmp_path)
     write_tiny_llava_json(tmp_path)
+    write_tiny_clip(tmp_path / "retriever")
+    (tmp_path / "captions.txt").write_text("\n".join(random_captions(30)))
     arguments = [
         "model.llm=llm", "model.vision_tower=vision_tower", "data.json=train.json", "data.image_root=images",
-        "alignment=baseline", "training=fsdp2", "training.batch_size=2", "training.accelerator=cpu", "name=x",
+        "alignment=tga", "alignment.layers=[1,2]", "alignment.targets=stored", "data.targets_dir=targets",
+        "data.captions=captions.txt", "data.index_dir=index", "encoder.name=local-dir:retriever", "data.neighbours_k=3",
+        "training=fsdp2", "training.batch_size=2", "training.accelerator=cpu", "name=x",
     ]  # fmt: skip
     program = [
         sys.executable,
@@ -181,6 +186,6 @@ def test_tga_train_under_torchrun(tmp_path: Path) -> None:
     (run_dir,) = (tmp_path / "outputs" / "train" / "x").iterdir()
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["processes"], summary["steps"], summary["samples"]) == (2, 2, 8)
-    assert (run_dir / "hf" / "config.json").is_file()
+    assert (run_dir / "hf" / "config.json").is_file() and summary["neighbours_s"] > 0 and summary["targets_s"] > 0
     assert ended.stdout.decode().count("Output directory") == 1
     assert "--nproc-per-node=2 -m tga.cli.train" in ended.stderr.decode()

@@ -49,7 +49,14 @@ from tga.resources import peak_rss_mib
 from tga.training.base_model import BaseModel
 from tga.training.callbacks import terminal
 from tga.training.checkpoint import read_checkpoint, restore_model
-from tga.training.distributed import SHARED_OUT, agreed, start_processes, stop_processes
+from tga.training.distributed import (
+    SHARED_OUT,
+    Processes,
+    agreed,
+    start_processes,
+    stop_processes,
+    wait_for_all,
+)
 from tga.training.lora import LoraSettings
 from tga.training.resume import checkpoint_to_continue, refuse_other_run, run_description
 from tga.training.run import fit
@@ -115,7 +122,8 @@ def main(config: DictConfig) -> Path | None:
         loaded = _load(values, base, data)
     samples = loaded.samples
     if values["alignment"]["retrieved"] != "none":
-        samples = with_neighbours(samples, _neighbours(values, samples, watch), used=values["data"]["neighbours_used"])
+        found = _neighbours(values, samples, watch, processes)
+        samples = with_neighbours(samples, found, used=values["data"]["neighbours_used"])
     samples = with_swapped_words(samples, values["data"]["swapped_words"], training["seed"])
     run_dir = start_run(config) if processes.first else Path(config.run_dir).absolute()
     go_on = resume_command(run_dir, processes)
@@ -124,6 +132,7 @@ def main(config: DictConfig) -> Path | None:
         collator = with_targets(
             loaded.model, loaded.family, loaded.collator, samples, loaded.objectives, values, console=console
         )
+        wait_for_all()
     with watch.stage("fit"):
         result = fit(
             loaded.model,
@@ -196,8 +205,8 @@ def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Metric]:
     return metrics
 
 
-def _neighbours(values: Mapping[str, Any], samples: Sequence[Sample], watch: Stopwatch) -> Path:
-    """The neighbours file, made from the corpus where it is missing or of something else."""
+def _neighbours(values: Mapping[str, Any], samples: Sequence[Sample], watch: Stopwatch, processes: Processes) -> Path:
+    """The neighbours file, made from the corpus where it is missing or of something else, by one process a machine."""
     data = values["data"]
     if data["neighbours"] is not None and data["captions"] is None:
         return Path(data["neighbours"])
@@ -205,13 +214,15 @@ def _neighbours(values: Mapping[str, Any], samples: Sequence[Sample], watch: Sto
     out = Path(data["neighbours"]) if data["neighbours"] is not None else index_dir / "neighbours.parquet"
     captions = [data["captions"]] if isinstance(data["captions"], str) else data["captions"]
     choice, k = EncoderChoice(**values["encoder"]), data["neighbours_k"]
-    with exclusive(index_dir):
-        with watch.stage("index"):
-            ensure_index([Path(path) for path in captions], index_dir, choice, **values["index"], k=k)
-        with watch.stage("neighbours"):
-            if data["limit"] is not None:  # a trial run must not leave the neighbours of a few samples for those of all
-                samples = read_samples({**data, "limit": None})
-            ensure_neighbours(index_dir, samples, out, choice, k=k, batch_size=values["index"]["batch_size"])
+    if processes.local_rank == 0:
+        with exclusive(index_dir):
+            with watch.stage("index"):
+                ensure_index([Path(path) for path in captions], index_dir, choice, **values["index"], k=k)
+            with watch.stage("neighbours"):
+                if data["limit"] is not None:  # a trial run must not leave the neighbours of a few samples for all
+                    samples = read_samples({**data, "limit": None})
+                ensure_neighbours(index_dir, samples, out, choice, k=k, batch_size=values["index"]["batch_size"])
+    wait_for_all()
     return out
 
 

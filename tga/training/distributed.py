@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, distributed, nn
 from tga.errors import UserError
 
 STRATEGIES = ("single", "ddp", "fsdp2", "deepspeed")
+PATIENCE = timedelta(days=7)  # NCCL's collectives give up after ten minutes
 SHARED_OUT = ("fsdp2", "deepspeed")  # where each process holds a share of the weights or of the optimiser's state
 
 
@@ -104,6 +106,15 @@ def stop_processes() -> None:
     """Part; the first process goes on alone."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Go on when every process is here, however long that takes: some may be building an index, others wait for it."""
+    if distributed.is_initialized():
+        group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(group, distributed.ProcessGroup)  # all belong to it
+        distributed.barrier(group)
+        distributed.destroy_process_group(group)
 
 
 def agreed(value: Any) -> Any:
