@@ -97,3 +97,7 @@ def test_a_batch_costs_in_proportion_and_checkpointing_less() -> None:
     shared = estimate_memory(model, family, batch_size=4, checkpointing=True, shares=8, shared_weights=True, **sizes)
     assert four.activations == 4 * one.activations and less.activations < four.activations
     assert shared.training == less.training // 8 and shared.weights == less.weights // 8
+    parameters = list(model.parameters())  # each process holds all of them before they are shared out
+    assert shared.loading == sum(4 * p.numel() for p in parameters) == shared.certain
+    assert one.loading == 0 and one.certain == one.weights + one.training
+    assert "before it is shared out" in shared.describe() and "shared out" not in one.describe()

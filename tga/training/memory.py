@@ -34,27 +34,33 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes by kind, for one device."""
+    """Bytes by kind, for one device.
+
+    loading: of the whole model, which each device holds for a moment before weights are shared out; 0 where none are.
+    """
 
     weights: int
     training: int
     activations: int
     logits: int
+    loading: int = 0
 
     @property
     def certain(self) -> int:
-        """What is there whatever the batch."""
-        return self.weights + self.training
+        """What has to fit whatever the batch."""
+        return max(self.weights + self.training, self.loading)
 
     @property
     def total(self) -> int:
         """All of it, with what a device keeps for itself."""
-        return self.certain + self.activations + self.logits + int(DEVICE_GIB * GIB)
+        step = self.weights + self.training + self.activations + self.logits
+        return max(step, self.loading) + int(DEVICE_GIB * GIB)
 
     def describe(self) -> str:
         """One line for people, in GiB."""
         kinds = ("weights", "training", "activations", "logits")
         parts = ", ".join(f"{kind} {getattr(self, kind) / GIB:.2f}" for kind in kinds)
+        parts += f", whole before it is shared out {self.loading / GIB:.2f}" if self.loading else ""
         return f"{self.total / GIB:.1f} GiB ({parts}, device {DEVICE_GIB:.0f})"
 
 
@@ -97,6 +103,7 @@ def estimate_memory(
         training=trained * (16 + 2 * half) // shares,
         activations=batch_size * tokens * kept,
         logits=batch_size * label_tokens * vocabulary * (size + 8),
+        loading=frozen + 4 * trained if shared_weights else 0,
     )
 
 
