@@ -60,6 +60,11 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (data / "llava_v1_5_mix665k.json").write_text(json.dumps(mix))
     write_tiny_clip(root / "retriever")
     tiny_picture(5).save(root / "picture.jpg")
+    (root / "questions").mkdir()
+    tiny_picture(6).save(root / "questions" / "a.jpg")
+    asked = {"id": "1", "image": "a.jpg", "prompt": "Describe the picture.", "group": "gun", "expected": ["dog|puppy"]}
+    for name in ("toxic", "benign", "vqa"):
+        (root / "questions" / f"{name}.jsonl").write_text(json.dumps(asked) + "\n")
     return root
 
 
@@ -83,7 +88,7 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_the_page_says_what_the_test_runs() -> None:
     programs = [command.split()[0] for command in commands(PAGE)]
     train, export = ["tga-train"] * 3, ["tga-export"] * 2
-    assert programs == ["tga-doctor", "tga-verify-data", "tga-doctor", *train, *export]
+    assert programs == ["tga-doctor", "tga-verify-data", "tga-doctor", *train, *export, "tga-evaluate"]
     blocks = FENCE.findall(PAGE.read_text(encoding="utf-8"))
     assert all(line.startswith(("tga-", "  ")) for block in blocks for line in block.splitlines())
 
@@ -109,6 +114,8 @@ def test_from_the_json_to_an_answer(
     )
     card = (layout / "served/llava-tga-7b/README.md").read_text()
     assert "lmsys/vicuna-7b-v1.5" in card and "| data | llava_v1_5_mix665k.json |" in card
+    measured = json.loads((layout / "outputs/llava7b/measured/summary.json").read_text())
+    assert {measured[f"{name}_n"] for name in ("image_dsr", "image_dsr_gun", "over_refusal", "vqa")} == {1}
     capsys.readouterr()
     [snippet] = PYTHON.findall(PAGE.read_text(encoding="utf-8"))
     scope: dict[str, object] = {}

@@ -409,3 +409,50 @@ def test_values_without_a_default_are_all_named(
     message = capsys.readouterr().err
     assert all(key in message for key in ("data.json", "data.image_root", "model.llm", "model.vision_tower"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["training.batch_size=abc"], "training.batch_size is not what it must be. Given: abc. Allowed: a whole"),
+        (["training.betas=0.9"], "training.betas is not what it must be. Given: 0.9. Allowed: a list"),
+        (["training.num_workers=two"], "training.num_workers"),
+        (["training.learning_rate=nan"], "training.learning_rate is not what it must be"),
+        (["model.lora=true"], "model.lora is not what it must be. Given: True"),
+        (["model.calibration=3"], "model.calibration is not what it must be"),
+        (["model.train=projector"], "model.train is not what it must be. Given: projector. Allowed: a list of texts"),
+        (["alignment.layers=5"], "alignment.layers is not what it must be. Given: 5"),
+        (["alignment.pair_weight=abc"], "alignment.pair_weight"),
+        (["data.max_length=abc"], "data.max_length"),
+        (["data.limit=-1"], "data.limit is not what it must be. Given: -1. Allowed: a whole number from 1, or null"),
+        (["data.neighbours_used=50"], "More neighbours would be used than are kept"),
+        (["seed=abc", "model.seed=0", "training.seed=0"], "seed is not what it must be. Given: abc"),
+        (["run_dir=captions.txt"], "run_dir is not what it must be. Given: captions.txt. Allowed: a directory"),
+        (["evaluation.root=.", METRIC, "evaluation.batch_size=0"], "evaluation.batch_size is not what it must be"),
+        (["evaluation.root=.", METRIC, "evaluation.max_new_tokens=0"], "evaluation.max_new_tokens"),
+        (["evaluation.root=.", "+evaluation.metrics.x=pairs.jsonl"], "evaluation.metrics.x is not what it must be"),
+        (["evaluation.root=.", "+evaluation.metrics.x={file: pairs.jsonl, kind: cosine, layers: [99]}"],
+         "Layer numbers outside the language model. Given: [99]"),
+        (["evaluation.root=.", "+evaluation.metrics.x={file: broken.jsonl}"], "1 of 1 pictures of broken.jsonl are no"),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_stops_the_run_before_anything_is_loaded(
+    arguments: list[str],
+    said: str,
+    world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def heavy(*_: object, **__: object) -> None:
+        raise AssertionError("too late")
+
+    for name in ("_load", "ensure_index"):
+        monkeypatch.setattr(train, name, heavy)
+    pair = {"id": "a", "prompt": "", "image": "images/0000.png", "caption": "A car.", "format": "plain"}
+    (world / "pairs.jsonl").write_text(json.dumps(pair) + "\n" + json.dumps({**pair, "id": "b"}) + "\n")
+    (world / "broken.jsonl").write_text(json.dumps({**pair, "image": "captions.txt"}) + "\n")
+    (world / "q.jsonl").write_text(json.dumps({"id": "a", "prompt": "Hello"}) + "\n")
+    assert call(monkeypatch, world, *TINY, *CORPUS, *arguments) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("Error: ") and "Traceback" not in message and said in message, message
+    assert not (world / "run").exists() and not (world / "index").exists()

@@ -84,6 +84,7 @@ def test_limit_keeps_the_first(root: Path) -> None:
         ),
         ([record("1", "<image>", "A.", image="../a.png")], r"1 pictures .* outside .*\.\./a\.png"),
         ([record("1", "<image>", "A.", image="/etc/a.png")], "outside"),
+        ([record("1", "<image>", "A.", image=5)], "has an image that is no path"),
         ([record("1", "<image>", "A."), record("1", "<image>", "B.")], "more than one record.*'1'"),
         ([record("1", "<image>")], "does not alternate.*id 1"),
         ([record("1", "<image><image>", "A.")], "2 image markers and 1 pictures"),

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.tiny import tiny_picture
+from tests.tiny import tiny_picture, write_tiny_llava_json
 from tga.data import verify as module
 from tga.data.llava_json import LlavaJson
 from tga.data.loading import load_samples
 from tga.data.record import Problem
 from tga.data.verify import Entry, verify
 from tga.data.webdataset import WebDataset
+from tga.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {
@@ -150,3 +151,23 @@ def test_a_killed_verification_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert verify(source, out) == expected
     assert looked == [6, 7, 8, 9] and not progress.exists()
     assert out.read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_a_file_that_is_no_bad_list_is_not_replaced(tmp_path: Path) -> None:
+    write_tiny_llava_json(tmp_path)
+    data, notes, folder = tmp_path / "train.json", tmp_path / "notes.txt", tmp_path / "folder"
+    notes.write_text("mine\n")
+    folder.mkdir()
+    source = LlavaJson(data, tmp_path / "images")
+    for place in (data, notes, folder):
+        before = place.read_bytes() if place.is_file() else None
+        with pytest.raises(UserError, match="would replace something that is no bad list"):
+            verify(source, place)
+        assert before is None or place.read_bytes() == before
+    out = tmp_path / "bad.jsonl"
+    for content in ("", '{"row": 1, "id": "a", "problem": "missing_image", "detail": ""}\n'):
+        out.write_text(content)
+        assert verify(source, out).bad == [] and out.read_text() == ""
+    with pytest.raises(UserError, match="no data file"):
+        verify(LlavaJson(tmp_path / "nope.json", tmp_path), tmp_path / "new" / "bad.jsonl")
+    assert not (tmp_path / "new").exists()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.tiny import tiny_picture
 from tga.errors import UserError
@@ -45,6 +46,10 @@ def test_limit_reads_the_first_rows(tmp_path: Path) -> None:
         ([{"id": 1, "prompt": "x", "format": "poem"}], "unknown format.*poem.*chat"),
         ([{"id": 1, "prompt": "a gun", "toxic": ["gun", "axe"]}], "no part of its prompt.*axe"),
         ([{"id": 1, "prompt": "x"}, {"id": "1", "prompt": "y"}], "same id"),
+        ([{"id": 1, "prompt": "x", "image": 5}], "line 1 .* another kind.*'image': 5"),
+        ([{"id": 1, "prompt": "x", "expected": 5, "toxic": [3]}], "'expected': 5, 'toxic': .3.*a list of texts"),
+        ([{"id": 1, "prompt": "x", "caption": 5}], "another kind.*'caption': 5"),
+        ([{"id": 1, "prompt": "x", "image": "q.jsonl"}], "1 of 1 pictures .*are no pictures.*q.jsonl"),
         ([{"id": 1, "prompt": "x", "image": "no.png"}, {"id": 2, "prompt": "x"}], "1 of 2 pictures.*no.png"),
     ],
 )
@@ -59,15 +64,22 @@ def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
         read_questions(tmp_path / "q.jsonl")
 
 
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_questions(tmp_path / "q.jsonl")
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_questions(tmp_path / "none.jsonl")
 
 
 def test_scene_folders_become_groups(tmp_path: Path) -> None:
-    for name in ("gun/hard/1.png", "gun/2.JPG", "knife/3.jpeg", "knife/notes.txt"):
+    for name in ("gun/hard/1.png", "gun/2.JPG", "knife/3.jpeg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    (tmp_path / "knife" / "notes.txt").write_bytes(b"x")
     questions = read_toxic_scenes(tmp_path, "Describe it.")
     assert [(q.id, q.group, q.prompt, q.format) for q in questions] == [
         ("gun/2.JPG", "gun", "Describe it.", "chat"),

@@ -32,3 +32,14 @@ def resolve_layers(spec: str | Sequence[int], num_layers: int, *, key: str = "al
     if wrong:
         raise UserError("Layer numbers outside the language model", given=wrong, allowed=allowed, remedy=f"{key}=[...]")
     return tuple(sorted(layers))
+
+
+def measured_layers(spec: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Layer numbers of a metric; as `resolve_layers`, but "all" includes 0, the input embeddings.
+
+    Raises:
+        UserError: as `resolve_layers`.
+    """
+    if spec == "all":
+        return tuple(range(num_layers + 1))
+    return resolve_layers(spec, num_layers, key="evaluation.metrics.NAME.layers")

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from retrieval_index.errors import RetrievalError
 from tga.cli.locks import exclusive
+from tga.cli.value_checks import refuse, value_problems
 from tga.errors import UserError
 from tga.files import atomic_path, write_json
 
@@ -42,11 +43,13 @@ NOT_HASHED = ("run_dir", "report_dir", "ckpt_path")
 
 
 def hydra_command(
-    config_name: str, *, missing_allowed: bool = False
+    config_name: str, *, missing_allowed: bool = False, values_checked: bool = True
 ) -> Callable[[Callable[[DictConfig], Path | None]], Callable[[], None]]:
     """Wrap `command(config) -> output directory` as a console entry point that composes `conf/<config_name>.yaml`.
 
     missing_allowed: the command itself says what it lacks; otherwise a `???` left in the config is an error.
+    values_checked: a value of another kind than its key's is an error (`tga.cli.value_checks`); False: the command
+        itself says so, with all else that is wrong.
 
     The returned function takes its arguments from `sys.argv`, prints the output directory at the end, and leaves the
     process with exit code 1 and one message after a user's mistake.
@@ -58,6 +61,8 @@ def hydra_command(
             with _past_hydra():
                 if not missing_allowed:
                     _refuse_missing_values(config)
+                if values_checked:
+                    refuse(value_problems(plain(config)))
                 output = command(config)
             if output is not None:
                 print(f"Output directory: {output}", flush=True)

@@ -77,6 +77,13 @@ def check_comparison(values: Mapping[str, Any]) -> None:
             allowed="names; whole numbers from 0",
             remedy="methods=[baseline,tga] seeds=[0,1,2]",
         )
+    if values["baseline"] not in {*methods, *known}:
+        raise UserError(
+            "The differences would be taken to a method that there is not",
+            given=f"baseline={values['baseline']}",
+            allowed=", ".join(methods),
+            remedy=f"baseline={methods[0]}",
+        )
     if not isinstance(values["jobs"], int) or values["jobs"] < 1:
         raise UserError("At least one run at a time", given=values["jobs"], allowed="1, 2, ...", remedy="jobs=2")
 

@@ -22,7 +22,7 @@ from tga.cli.setting_checks import setting_problems
 from tga.errors import UserError
 
 
-@hydra_command("doctor", missing_allowed=True)
+@hydra_command("doctor", missing_allowed=True, values_checked=False)
 def main(config: DictConfig) -> None:
     """Look, print, and leave with exit code 1 where there is a problem."""
     here, console = Checked(), Console()

@@ -80,7 +80,7 @@ def _read_figures(path: object) -> dict[str, object]:
         )
     try:
         figures = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"The summary is no JSON ({error})", given=file, remedy="figures=PATH/summary.json") from error
     if not isinstance(figures, dict):
         raise UserError("The summary is no JSON object", given=file, remedy="figures=PATH/summary.json")

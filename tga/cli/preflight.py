@@ -18,6 +18,7 @@ import torch
 from retrieval_index.build import check_out
 from retrieval_index.errors import RetrievalError
 from retrieval_index.faiss_env import check_faiss
+from tga.alignment.layers import measured_layers
 from tga.alignment.objective import pooled_layers
 from tga.cli.caption_index import EncoderChoice, index_settings
 from tga.cli.checks import Finding
@@ -32,6 +33,7 @@ from tga.cli.train_config import (
     train_settings,
     with_located_layers,
 )
+from tga.cli.value_checks import refuse, value_problems
 from tga.data.collate import RETRIEVED, Collator
 from tga.data.sample import Sample
 from tga.errors import UserError
@@ -57,12 +59,14 @@ class Checked:
     Attributes:
         problems: what stops the run; warnings: what may; facts: name and value of what was found.
         samples: the data, None where it cannot be read.
+        strange_values: a value of the wrong kind is among the problems; what stumbles over it need not be told again.
     """
 
     problems: list[UserError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     samples: Sequence[Sample] | None = None
+    strange_values: bool = False
 
     def ask(self, check: Callable[..., T], *arguments: Any) -> T | None:
         """The check's answer; its mistake is kept, and None returned."""
@@ -77,6 +81,8 @@ class Checked:
             yield
         except Exception as error:
             if (found := _user_error(error)) is None:
+                if self.strange_values and isinstance(error, (TypeError, ValueError)):
+                    return
                 raise
             if str(found) not in map(str, self.problems):
                 self.problems.append(found)
@@ -97,7 +103,7 @@ def require_ready(values: Mapping[str, Any], say: Callable[[str], object]) -> Se
     checked = preflight(values)
     for warning in checked.warnings:
         say(f"Warning: {warning}")
-    _refuse(checked.problems)
+    refuse(checked.problems)
     assert checked.samples is not None
     return checked.samples
 
@@ -108,23 +114,12 @@ def require_settings(values: Mapping[str, Any]) -> None:
     Raises:
         UserError: the one problem, or all of them in one message.
     """
-    _refuse(setting_problems(values))
-
-
-def _refuse(problems: Sequence[UserError]) -> None:
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        lines = [f"  {number}. {problem}" for number, problem in enumerate(problems, start=1)]
-        raise UserError(
-            f"{len(problems)} problems were found before anything was loaded:\n" + "\n".join(lines),
-            remedy="mend them all; tga-doctor with the same arguments looks again",
-        )
+    refuse(setting_problems(values))
 
 
 def preflight(values: Mapping[str, Any]) -> Checked:
     """All checks of a config of tga-train, as plain values."""
-    checked = Checked(setting_problems(values))
+    checked = Checked(setting_problems(values), strange_values=bool(value_problems(values)))
     settings = checked.ask(train_settings, values["training"])
     alignment = checked.ask(with_located_layers, values["alignment"])
     _check_files(values, checked)
@@ -180,6 +175,12 @@ def _check_model(
     model, processor = outline
     family = family_of(model)
     layers = num_layers(model, family)
+    if values["evaluation"]["metrics"]:
+        for metric in metrics_from_config(
+            values["evaluation"]["root"] or ".", values["evaluation"]["metrics"]
+        ).values():
+            if metric.kind != "rate":
+                checked.ask(measured_layers, metric.layers, layers)
     pictures = Pictures(processor, family)
     width = model.config.get_text_config().hidden_size
     checked.facts.append(("model", f"{family.name}, {layers} decoder layers of width {width}"))

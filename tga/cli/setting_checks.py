@@ -18,6 +18,7 @@ from tga.cli.train_config import (
     train_settings,
     with_located_layers,
 )
+from tga.cli.value_checks import value_problems
 from tga.data.collate import RETRIEVED
 from tga.data.noise import check_share
 from tga.errors import UserError
@@ -36,7 +37,7 @@ TARGETS = ("online", "stored")
 
 
 def setting_problems(values: Mapping[str, Any]) -> list[UserError]:
-    """Every such mistake in the plain config of a run; none where it is empty."""
+    """Every such mistake in the plain config of a run, values of the wrong kind first; none where it is empty."""
     model, alignment, evaluation = values["model"], values["alignment"], values["evaluation"]
     checks: list[Callable[[], object]] = [functools.partial(_check_option, *option) for option in _options(values)]
     checks += [
@@ -59,12 +60,16 @@ def setting_problems(values: Mapping[str, Any]) -> list[UserError]:
         lambda: _check_root(evaluation),
         lambda: checkpoint_to_continue(values["ckpt_path"], Path(values["run_dir"]).absolute()),
     ]
-    problems: list[UserError] = []
+    wrong = value_problems(values)
+    problems = list(wrong)
     for check in checks:
         try:
             check()
         except UserError as error:
             problems.append(error)
+        except (TypeError, ValueError):
+            if not wrong:  # otherwise it stumbles over a value that has been told of
+                raise
     return problems
 
 
@@ -133,6 +138,12 @@ def _check_retrieval(data: Mapping[str, Any], alignment: Mapping[str, Any]) -> N
         raise UserError("The target is a retrieved text, and none is used", given=given, remedy=remedy)
     if data["captions"] is not None and data["index_dir"] is None:
         raise UserError("data.captions needs a place for its index", remedy="data.index_dir=DIRECTORY")
+    if alignment["retrieved"] != "none" and data["neighbours_used"] > data["neighbours_k"]:
+        raise UserError(
+            "More neighbours would be used than are kept",
+            given=f"data.neighbours_used={data['neighbours_used']}, data.neighbours_k={data['neighbours_k']}",
+            remedy="data.neighbours_k=... larger, or data.neighbours_used=... smaller",
+        )
     if alignment["retrieved"] != "none" and data["captions"] is None and data["neighbours"] is None:
         remedy = "data.captions=PATH data.index_dir=DIRECTORY, or data.neighbours=PATH, or alignment.retrieved=none"
         raise UserError(

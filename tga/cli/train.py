@@ -95,7 +95,7 @@ class Loaded:
     collator: Collator
 
 
-@hydra_command("train")
+@hydra_command("train", values_checked=False)
 def main(config: DictConfig) -> Path | None:
     """Run all stages; returns the run directory, of many processes in the first one only."""
     started, watch = time.perf_counter(), Stopwatch()

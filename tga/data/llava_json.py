@@ -56,7 +56,7 @@ class LlavaJson:
 
     def _record(self, row: int, record: dict[str, Any], listing: _Listing) -> Record:
         named = record.get("image") or []
-        names = [named] if isinstance(named, str) else named
+        names = named if isinstance(named, list) else [named]
         images: list[Picture] = []
         problem = None if all(isinstance(n, str) for n in names) else Problem(MALFORMED, "has an image that is no path")
         for name in names if problem is None else ():

@@ -15,7 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from PIL import Image
 from tga.data.loading import judged
 from tga.data.picture import Picture, encoded, identity
 from tga.data.record import MISSING, OVERSIZED, TRUNCATED, UNREADABLE, Problem, Record, Source, empty_caption
+from tga.errors import UserError
 from tga.files import atomic_path
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound: 256 MiB of RGB
@@ -81,15 +82,18 @@ def verify(
         progress: called with the number of records looked at so far.
 
     Raises:
-        UserError: there is no such data set.
+        UserError: there is no such data set, or something else than an earlier bad list stands at `out`.
     """
+    _refuse_other_file(out)
+    rows = iter(judged(source, limit, duplicate_ids))
+    first = next(rows, None)  # what is wrong with the data set as a whole is said before anything is written
     kept_in = out.with_name(out.name + PROGRESS)
     kept_in.parent.mkdir(parents=True, exist_ok=True)
     known = _read_progress(kept_in)
     found: list[Entry] = []
     records = 0
     with kept_in.open("a", encoding="utf-8") as file, _executor(workers) as executor:
-        started = _started(judged(source, limit, duplicate_ids), known, executor, max_pixels)
+        started = _started(itertools.chain([] if first is None else [first], rows), known, executor, max_pixels)
         for task in _ahead(started, max(1, workers * AHEAD)):
             bad = task.bad()
             found.extend(bad)
@@ -103,6 +107,22 @@ def verify(
         path.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in found), encoding="utf-8")
     kept_in.unlink()
     return Verified(records, found)
+
+
+def _refuse_other_file(out: Path) -> None:
+    """A bad list may be replaced, and an empty file; the data set itself, or anything else, may not."""
+    if not out.exists():
+        return
+    with suppress(OSError, UnicodeDecodeError, json.JSONDecodeError), out.open(encoding="utf-8") as lines:
+        row = json.loads(lines.readline() or '{"problem": "none"}')
+        if isinstance(row, dict) and "problem" in row:
+            return
+    raise UserError(
+        "The bad list would replace something that is no bad list",
+        given=out,
+        allowed="a new file, an empty one, or an earlier bad list",
+        remedy="out=ANOTHER_FILE.jsonl",
+    )
 
 
 def problem_of_picture(picture: Picture, max_pixels: int) -> Problem | None:

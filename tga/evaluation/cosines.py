@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tga.alignment.layers import resolve_layers
+from tga.alignment.layers import measured_layers
 from tga.evaluation.generate import evaluating
 from tga.evaluation.prompts import prompt_batch, prompt_rows
 from tga.evaluation.questions import Question
@@ -42,7 +42,7 @@ def pair_cosines(
     pairs: questions with a picture and a caption, at least two. layers: "all" for 0..L, or numbers in 0..L.
     """
     last = num_layers(model, family)
-    chosen = tuple(range(last + 1)) if layers == "all" else resolve_layers(layers, last)
+    chosen = measured_layers(layers, last)
     partner = derangement([pair.caption or "" for pair in pairs], seed)
     images, captions = [], []
     with evaluating(model), torch.inference_mode():

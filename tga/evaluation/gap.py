@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tga.alignment.layers import resolve_layers
+from tga.alignment.layers import measured_layers
 from tga.alignment.modality_gap import layer_gap, modality_integration_rate
 from tga.errors import UserError
 from tga.evaluation.generate import evaluating
@@ -65,7 +65,7 @@ def modality_gap(
         remedy = "evaluation.metrics.NAME={file: PATH, kind: modality_gap, text: prompt}"
         raise UserError("Unknown text of the modality gap", given=text, allowed=", ".join(TEXTS), remedy=remedy)
     last = num_layers(model, family)
-    chosen = tuple(range(last + 1)) if layers == "all" else resolve_layers(layers, last)
+    chosen = measured_layers(layers, last)
     values: dict[str, float] = {}
     distances: dict[int, float] = {}
     with evaluating(model), torch.inference_mode():

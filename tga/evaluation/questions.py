@@ -14,12 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from tga.errors import UserError
 
 FORMATS = ("chat", "plain")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 SET_FILE = "evaluation.root=DIR, or evaluation.metrics.NAME.file=PATH within it"
 MEND = "mend the line, or remove it"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(entry, str) for entry in value))
+
+
+FIELDS = {"image": _is_text, "caption": _is_text, "expected": _is_texts, "toxic": _is_texts}
 
 
 @dataclass(frozen=True)
@@ -50,12 +63,15 @@ def read_questions(path: Path | str, *, limit: int | None = None) -> list[Questi
     if not path.is_file():
         raise UserError("the question file does not exist", given=path, remedy=SET_FILE)
     questions: list[Question] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if limit is not None and len(questions) >= limit:
-                break
-            if line.strip():
-                questions.append(_question(line, number, path))
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if limit is not None and len(questions) >= limit:
+                    break
+                if line.strip():
+                    questions.append(_question(line, number, path))
+    except UnicodeDecodeError as error:
+        raise UserError("the question file is not UTF-8 text", given=f"{path}: {error}", remedy=SET_FILE) from error
     return _checked(questions, path)
 
 
@@ -88,6 +104,14 @@ def _question(line: str, number: int, path: Path) -> Question:
             f"line {number} of {path} is not a question",
             given=line.strip()[:80],
             allowed='an object with "id" and "prompt"',
+            remedy=MEND,
+        )
+    strange = [key for key, holds in FIELDS.items() if row.get(key) is not None and not holds(row[key])]
+    if strange:
+        raise UserError(
+            f"line {number} of {path} has a field of another kind",
+            given={key: row[key] for key in strange},
+            allowed='"image", "caption": text; "expected", "toxic": text or a list of texts',
             remedy=MEND,
         )
     toxic = _texts(row.get("toxic"))
@@ -127,7 +151,23 @@ def _checked(questions: list[Question], source: Path) -> list[Question]:
             given=first,
             remedy="picture paths are relative to the question file",
         )
+    broken = [said for question in questions if question.image is not None and (said := _no_picture(question.image))]
+    if broken:
+        raise UserError(
+            f"{len(broken)} of {len(questions)} pictures of {source} are no pictures",
+            given="; ".join(broken[:3]),
+            remedy="replace them, or take their questions out",
+        )
     return questions
+
+
+def _no_picture(path: Path) -> str | None:
+    """What is wrong with a picture's header; None where it has one. The picture itself is decoded when it is asked."""
+    try:
+        with Image.open(path):
+            return None
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return str(error)
 
 
 def _refuse_repeats(ids: Iterable[str], source: Path) -> None:

@@ -17,7 +17,6 @@ would one that was trained for another language model (`tga.vlm.projector_origin
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -154,7 +153,7 @@ def _from_safetensors(file: Path, family: Family) -> dict[str, Tensor]:
 def _from_torch(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # an unpickler may raise anything over bytes that are no pickle
         problem = "This is no file of plain tensors (nothing else is loaded, as it could run code)"
         raise UserError(problem, given=file, allowed=f"LLaVA's {PROJECTOR_FILE}", remedy=REMEDY) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # a checkpoint of tga-train
