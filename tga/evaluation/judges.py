@@ -163,7 +163,7 @@ def names_all(answer: str, expected: Sequence[str]) -> bool:
 def matches(answer: str, expected: Sequence[str]) -> bool:
     """Whether a short answer agrees with any accepted one (entries and their "|" alternatives alike).
 
-    yes and no are read from the first clause that begins with one of the two; a single letter is the label of a choice
+    yes and no are read from the first clause that begins with one of the two, else anywhere; a single letter is the label of a choice
     ("B", "(B) a dog", "the answer is B") and has its case; number words equal their digits; anything else must occur on
     word boundaries. Raises ValueError for an empty list.
     """
@@ -174,7 +174,7 @@ def matches(answer: str, expected: Sequence[str]) -> bool:
     label = _LABEL.search(answer)
     for name in (name for entry in expected for name in _alternatives(entry)):
         if name in ("yes", "no"):
-            if said is not None and said.group(1) == name:
+            if said.group(1) == name if said is not None else _contains(text, name):
                 return True
         elif len(name) == 1 and name.isalpha():
             if label is not None and (label.group(1) or label.group(2)).lower() == name:
