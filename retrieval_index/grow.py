@@ -52,7 +52,7 @@ def append_captions(files: Sequence[Path], out: Path, job: Job) -> Manifest:
             below the target; the index is then as it was.
     """
     sha256 = hash_corpus(files, job.settings.keys, job.settings.max_characters)
-    return _next_version(out.absolute(), job, files, sha256)
+    return _next_version(out.resolve(), job, files, sha256)
 
 
 def plan_again(out: Path, job: Job) -> Manifest:
@@ -61,10 +61,11 @@ def plan_again(out: Path, job: Job) -> Manifest:
     Raises:
         RetrievalError: no index there, no plan that fits, or a recall below the target; the index is then as it was.
     """
-    return _next_version(out.absolute(), job, (), None)
+    return _next_version(out.resolve(), job, (), None)
 
 
 def _next_version(out: Path, job: Job, files: Sequence[Path], sha256: str | None) -> Manifest:
+    """`out` is no link: what is made beside it has to be on its disk."""
     job.settings.check()
     check_faiss()
     work = out.with_name(out.name + ".growing")

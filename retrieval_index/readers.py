@@ -168,18 +168,23 @@ def _read_json(file: Path, keys: Keys) -> Records:
 
 
 def _read_csv(file: Path, keys: Keys) -> Records:
+    """Comma-separated values with quotes; in a .tsv a quote is a character like any other: captions of the web."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    tabs = file.suffix.lower() == ".tsv"
+    form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    rows: csv.DictReader[str] | None = None
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
-            rows = csv.DictReader(stream, delimiter=delimiter, strict=True)
+            rows = csv.DictReader(stream, **form)
             caption, identifier = keys.columns(list(rows.fieldnames or []), file)
             for number, row in enumerate(rows, start=1):
                 yield (row[identifier] if identifier else None) or f"{file.name}:{number}", row[caption]
     except UnicodeDecodeError as error:
         raise _not_utf8(file, error) from error
     except csv.Error as error:
-        raise RetrievalError("A caption file is not a table", given=f"{file}: {error}", remedy=MEND) from error
+        line = rows.line_num if rows is not None else 0
+        given = f"{file} line {line}: {error}"
+        raise RetrievalError("A caption file is not a table", given=given, remedy=MEND) from error
 
 
 def _read_parquet(file: Path, keys: Keys) -> Records:

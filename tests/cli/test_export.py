@@ -61,7 +61,9 @@ def test_a_llava_projector_goes_out_and_comes_back(
     assert json.loads((tmp_path / "there" / "config.json").read_text())["mm_vision_tower"] == "org/tower"
     parts = [f"model.llm={tmp_path}/parts/llm", f"model.vision_tower={tmp_path}/parts/vision_tower"]
     assert call(monkeypatch, tmp_path, "projector=there", *parts, "output=back", "run_dir=out") == 0
-    assert call(monkeypatch, tmp_path, "model.vlm=back", "format=llava", "output=again", "run_dir=out") == 0
+    whole = ["model.vlm=back", "format=llava", "output=again", "run_dir=out"]
+    assert call(monkeypatch, tmp_path, *whole) == 1, "the vocabulary of the base is not known"
+    assert call(monkeypatch, tmp_path, *whole, f"llm_name={tmp_path}/parts/llm") == 0
     first, second = (torch.load(tmp_path / name / "mm_projector.bin", weights_only=True) for name in ("there", "again"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaConfig, LlavaConfig, MistralConfig
 
 from tests.export.parts import trained_model
 from tga.errors import UserError
 from tga.export.card import ModelCard
-from tga.export.llava import export_llava, projector_state
+from tga.export.llava import export_llava, llava_config, projector_state
 from tga.vlm.families import LLAVA, family_of
 from tga.vlm.projector_files import import_projector, read_projector
 
@@ -166,8 +166,37 @@ def test_a_file_that_could_run_code_is_refused(tmp_path: Path) -> None:
     ("key", "value", "named"), [("projector_hidden_act", "relu", "relu"), ("vision_feature_layer", [-2, -1], "several")]
 )
 def test_what_llava_cannot_hold_is_refused(tmp_path: Path, key: str, value: object, named: str) -> None:
-    _, model, _ = trained_model(tmp_path / "parts")
+    base, model, _ = trained_model(tmp_path / "parts")
+    llm_config = AutoConfig.from_pretrained(base.llm)
+    with pytest.raises(UserError, match=r"vocabulary LLaVA's config has to name.*llm_name="):
+        export_llava(model, family_of(model), tmp_path / "llava-tiny", CARD)
     setattr(model.config, key, value)
     with pytest.raises(UserError, match=f"{named}.*format=hf"):
-        export_llava(model, family_of(model), tmp_path / "llava-tiny", CARD)
+        export_llava(model, family_of(model), tmp_path / "llava-tiny", CARD, llm_config)
     assert not (tmp_path / "llava-tiny").exists()
+
+
+def test_the_rotary_settings_stand_where_llavas_transformers_looks(tmp_path: Path) -> None:
+    """4.37 reads rope_theta and rope_scaling from the top; what it does not find there it takes from its defaults."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    far = MistralConfig(**sizes, vocab_size=100, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    scaled = LlamaConfig(
+        **sizes, vocab_size=100, rope_parameters={"rope_type": "linear", "rope_theta": 5e4, "factor": 4.0}
+    )
+    found = []
+    for text in (far, scaled):
+        whole = LlavaConfig(text_config=text, image_token_index=100, vision_feature_layer=-2)
+        found.append(llava_config(whole, CARD, text))
+    assert found[0]["rope_theta"] == 1e6 and "rope_scaling" not in found[0] and "rope_parameters" not in found[0]
+    assert found[1]["rope_theta"] == 5e4 and found[1]["rope_scaling"] == {"type": "linear", "factor": 4.0}
+    assert [config["model_type"] for config in found] == ["llava_mistral", "llava_llama"]
+
+
+def test_only_what_llava_serves_is_said_to_be_served(exported: tuple[Any, Path, Path], tmp_path: Path) -> None:
+    model, directory, _ = exported
+    assert "--model-base" in (directory / "README.md").read_text()
+    model.config.text_config.model_type = "mistral"
+    llm_config = AutoConfig.from_pretrained(tmp_path / "parts" / "llm")
+    other = export_llava(model, family_of(model), tmp_path / "llava-mistral", CARD, llm_config)
+    card = (other / "README.md").read_text()
+    assert "--model-base" not in card and "--pretrain_mm_mlp_adapter" in card

@@ -12,7 +12,7 @@ from tga.errors import UserError
 from tga.export.card import ModelCard
 from tga.export.hf import export_hf
 from tga.export.llava import export_llava
-from tga.export.source import source_from_checkpoint, source_from_model
+from tga.export.source import base_llm_config, source_from_checkpoint, source_from_model
 from tga.training.base_model import BaseModel
 from tga.vlm.families import family_of
 
@@ -45,7 +45,7 @@ def test_a_checkpoint_of_another_model_names_both_sides(tmp_path: Path) -> None:
 
 def test_llavas_projector_gives_the_trained_model(tmp_path: Path) -> None:
     base, model, _ = trained_model(tmp_path / "parts")
-    directory = export_llava(model, family_of(model), tmp_path / "llava", CARD)
+    directory = export_llava(model, family_of(model), tmp_path / "llava", CARD, base_llm_config(base))
     source = source_from_model(base, projector=directory, dtype=torch.float32)
     assert same_weights(source.model, model)
     assert source.trained is None

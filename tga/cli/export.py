@@ -37,7 +37,7 @@ def main(config: DictConfig) -> Path:
         llm_name=values["llm_name"],
         vision_tower_name=values["vision_tower_name"],
     )
-    output = export_source(source, values["output"], card, format=values["format"])
+    output = export_source(source, values["output"], card, format=values["format"], llm_name=values["llm_name"])
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     measured = {
         "total_s": round(time.perf_counter() - started, 3),

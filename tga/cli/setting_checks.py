@@ -123,6 +123,12 @@ def _check_export(form: Any, model: Mapping[str, Any]) -> None:
             given=f"export=llava, model.train={list(model['train'])}, model.lora={model['lora']}",
             remedy="export=hf, or model.train=[projector] model.lora=null",
         )
+    if form == "llava" and model["vlm"] is not None:
+        raise UserError(
+            "LLaVA's format needs the base language model, and a complete model does not name it",
+            given=f"export=llava, model.vlm={model['vlm']}",
+            remedy="export=hf, and after the training tga-export checkpoint=RUN format=llava llm_name=BASE",
+        )
 
 
 def _check_root(evaluation: Mapping[str, Any]) -> None:

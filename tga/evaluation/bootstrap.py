@@ -2,8 +2,9 @@
 
 A t-interval over seeds speaks of other seeds and the same questions. Here seeds and questions are both drawn again with
 replacement (the pigeonhole bootstrap of Owen 2007 for crossed factors), so the interval speaks of other seeds and other
-questions of their kind. Pairs stay pairs: a question's two answers are drawn together. With one seed, questions alone
-are drawn.
+questions of their kind. Pairs stay pairs: a question's two answers are drawn together. Of S seeds S - 1 are drawn (Rao
+and Wu 1988): a mean of S drawn ones would vary by the sample's variance without Bessel's correction, with three seeds a
+third too little. Of the many questions all are drawn. With one seed, questions alone are.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def paired_bootstrap(
     values = np.asarray(differences, dtype=np.float64)
     seeds, questions = values.shape
     rng = np.random.default_rng(seed)
-    drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    count = max(1, seeds - 1)
+    drawn_seeds = rng.multinomial(count, np.full(seeds, 1 / seeds), size=resamples)
     per_question = drawn_seeds @ values  # [resamples, questions]: the sum over the drawn seeds
     sums = np.empty(resamples)
     step = max(1, BLOCK // questions)
@@ -68,7 +70,7 @@ def paired_bootstrap(
         weights = rng.multinomial(questions, np.full(questions, 1 / questions), size=rows.stop - rows.start)
         sums[rows] = np.einsum("rq,rq->r", per_question[rows], weights)
     tail = (1.0 - confidence) / 2
-    low, high = np.quantile(sums / (seeds * questions), [tail, 1.0 - tail])
+    low, high = np.quantile(sums / (count * questions), [tail, 1.0 - tail])
     beyond = min(int((sums <= 0).sum()), int((sums >= 0).sum()))  # sums of whole numbers are exact
     p = min(1.0, 2 * (beyond + 1) / (resamples + 1))
     return Resampled(float(values.mean()), float(low), float(high), p, seeds, questions)

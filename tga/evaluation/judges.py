@@ -163,9 +163,9 @@ def names_all(answer: str, expected: Sequence[str]) -> bool:
 def matches(answer: str, expected: Sequence[str]) -> bool:
     """Whether a short answer agrees with any accepted one (entries and their "|" alternatives alike).
 
-    yes and no are read from the first clause that begins with one of the two, else anywhere; a single letter is the label of a choice
-    ("B", "(B) a dog", "the answer is B") and has its case; number words equal their digits; anything else must occur on
-    word boundaries. Raises ValueError for an empty list.
+    yes and no are read from the first clause that begins with one of the two, else anywhere; a single letter is the
+    label of a choice ("B", "(B) a dog", "the answer is B"); number words equal their digits; anything else must occur
+    on word boundaries. Raises ValueError for an empty list.
     """
     if not expected:
         raise ValueError("matches needs at least one accepted answer")

@@ -41,11 +41,12 @@ def export_llava(
     Args:
         model: a model whose projector is LLaVA-1.5's (`mlp2x_gelu`).
         card: names the base models; LLaVA loads the vision tower from `card.base_vision_tower`.
-        llm_config: the config of the base language model. It gives `vocab_size`, which an added `<image>` token has
-            changed in `model`; without it the model's own text config stands.
+        llm_config: the config of the base language model, into which LLaVA loads that model's weights. Its
+            `vocab_size` is not that of `model`, which counts an added `<image>` token.
 
     Raises:
-        UserError: a projector that LLaVA's `mlp2x_gelu` cannot hold, or an `out_dir` with something else in it.
+        UserError: no `llm_config`, a projector that LLaVA's `mlp2x_gelu` cannot hold, or an `out_dir` with something
+            else in it.
     """
     target = Path(out_dir).absolute()
     refuse_foreign_directory(target)
@@ -54,7 +55,7 @@ def export_llava(
     with atomic_directory(target) as directory:
         torch.save(state, directory / PROJECTOR_FILE)
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (directory / "README.md").write_text(render_card(card, USAGE.format(llm=card.base_llm)), encoding="utf-8")
+        (directory / "README.md").write_text(render_card(card, _usage(card, config["model_type"])), encoding="utf-8")
     return target
 
 
@@ -88,7 +89,14 @@ def llava_config(config: PreTrainedConfig, card: ModelCard, llm_config: PreTrain
         raise _not_mlp2x(f"activation {config.projector_hidden_act}")
     if not isinstance(config.vision_feature_layer, int):
         raise _not_mlp2x(f"features of several layers, {config.vision_feature_layer}")
-    text = (llm_config or config.text_config).to_diff_dict()
+    if llm_config is None:
+        raise UserError(
+            "The base language model is not known, whose vocabulary LLaVA's config has to name: the complete model's "
+            "counts <image> too",
+            given=f"{config.text_config.vocab_size} rows with it",
+            remedy="llm_name=PATH or hub id of the base language model, or format=hf",
+        )
+    text = _flat_rope(llm_config.to_diff_dict())
     for key in ("transformers_version", "architectures", "model_type", "_name_or_path", "dtype", "torch_dtype"):
         text.pop(key, None)
     return {
@@ -108,8 +116,22 @@ def llava_config(config: PreTrainedConfig, card: ModelCard, llm_config: PreTrain
         "mm_vision_tower": card.base_vision_tower,
         "tune_mm_mlp_adapter": True,
         "use_mm_proj": True,
-        "vocab_size": (llm_config or config.text_config).vocab_size,
+        "vocab_size": llm_config.vocab_size,
     }
+
+
+def _flat_rope(text: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the rotary embeddings where the transformers of LLaVA (4.37) looks for them.
+
+    Newer releases keep them in `rope_parameters`, which an older one passes over: it would take a base of 10,000.
+    """
+    rope = dict(text.pop("rope_parameters", None) or {})
+    kind = rope.pop("rope_type", "default")
+    if "rope_theta" in rope:
+        text["rope_theta"] = rope.pop("rope_theta")
+    if kind != "default":
+        text["rope_scaling"] = {"type": kind, **rope}
+    return text
 
 
 def _not_mlp2x(found: str) -> UserError:
@@ -120,12 +142,18 @@ def _not_mlp2x(found: str) -> UserError:
     )
 
 
-USAGE = """LLaVA wants `llava` in the name of this directory, and the language model as its base:
+def _usage(card: ModelCard, model_type: str) -> str:
+    """LLaVA's loader puts every base language model into its Llama class, which a Mistral config does not fit."""
+    return ((SERVE if model_type == "llava_llama" else "") + TRAIN_ON).format(llm=card.base_llm)
+
+
+SERVE = """LLaVA wants `llava` in the name of this directory, and the language model as its base:
 
 ```bash
 python -m llava.serve.cli --model-path PATH --model-base {llm} --image-file PICTURE
 ```
 
-As the start of LLaVA's second stage: `--pretrain_mm_mlp_adapter PATH/mm_projector.bin`. Back to transformers:
-`tga-export projector=PATH model.llm={llm} format=hf`.
+"""
+TRAIN_ON = """As the start of LLaVA's second stage: `--pretrain_mm_mlp_adapter PATH/mm_projector.bin`.
+Back to transformers: `tga-export projector=PATH model.llm={llm} format=hf`.
 """

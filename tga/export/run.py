@@ -15,8 +15,12 @@ from tga.export.source import Source, base_llm_config
 FORMATS = ("hf", "llava")
 
 
-def export_source(source: Source, out_dir: str | Path, card: ModelCard, *, format: str) -> Path:
+def export_source(
+    source: Source, out_dir: str | Path, card: ModelCard, *, format: str, llm_name: str | None = None
+) -> Path:
     """Write `source` to `out_dir` as a Hugging Face directory (`hf`) or LLaVA projector (`llava`); returns `out_dir`.
+
+    llm_name: the base language model of a complete VLM; `llava` needs its config.
 
     Raises:
         UserError: an unknown format; or `llava` for a checkpoint that trained more than the projector.
@@ -35,7 +39,7 @@ def export_source(source: Source, out_dir: str | Path, card: ModelCard, *, forma
             allowed="a checkpoint of a projector stage",
             remedy="format=hf",
         )
-    return export_llava(source.model, source.family, out_dir, card, base_llm_config(source.base))
+    return export_llava(source.model, source.family, out_dir, card, base_llm_config(source.base, llm_name))
 
 
 def card_of(

@@ -80,6 +80,11 @@ def source_from_model(
     return Source(model.eval(), processor, family, base, None, {})
 
 
-def base_llm_config(base: BaseModel) -> PreTrainedConfig | None:
-    """The config of the language model as it was before `<image>` was added; None where only the whole VLM is named."""
-    return None if base.llm is None else pretrained(AutoConfig, base.llm, remedy="model.llm=PATH")
+def base_llm_config(base: BaseModel, named: str | None = None) -> PreTrainedConfig | None:
+    """The config of the language model as it was before `<image>` was added; None where only the whole VLM is named.
+
+    named: path or hub id of the language model, for a VLM that does not say.
+    """
+    if base.llm is not None:
+        return pretrained(AutoConfig, base.llm, remedy="model.llm=PATH")
+    return None if named is None else pretrained(AutoConfig, named, remedy="llm_name=PATH or hub id")
