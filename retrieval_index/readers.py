@@ -182,7 +182,7 @@ def _read_csv(file: Path, keys: Keys) -> Records:
     except UnicodeDecodeError as error:
         raise _not_utf8(file, error) from error
     except csv.Error as error:
-        line = rows.line_num if rows is not None else 0
+        line = rows.reader.line_num if rows is not None else 1
         given = f"{file} line {line}: {error}"
         raise RetrievalError("A caption file is not a table", given=given, remedy=MEND) from error
 

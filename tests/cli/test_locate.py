@@ -89,7 +89,14 @@ def opening() -> str:
     raise AssertionError("no word fits")
 
 
-COMMON = ["evaluation.root=q", "evaluation.max_new_tokens=4", "evaluation.batch_size=3", "run_dir=out", "device=cpu"]
+COMMON = [
+    "evaluation.root=q",
+    "evaluation.max_new_tokens=4",
+    "evaluation.batch_size=3",
+    "run_dir=out",
+    "device=cpu",
+    "localization.ordinary_openings=[]",
+]
 
 
 def summary(world: Path) -> dict[str, Any]:

@@ -167,3 +167,17 @@ def test_a_rebuild_meanwhile_is_not_overwritten_by_a_stale_growth(index: Path, t
     build_index(write(tmp_path / "a.txt", CAPTIONS[:200]), index, job())
     manifest = append_captions(files, index, job())
     assert manifest.rows == 400 and CaptionIndex.open(index).captions(range(400)) == CAPTIONS[:200] + CAPTIONS[400:]
+
+
+def test_an_index_behind_a_link_grows_where_it_is(index: Path, tmp_path: Path) -> None:
+    """Beside the link may be another disk, onto which nothing can be renamed."""
+    there = tmp_path / "disk" / "index"
+    there.parent.mkdir()
+    index.rename(there)
+    (tmp_path / "link").symlink_to(there)
+    before = {path.name for path in tmp_path.iterdir()}
+    append_captions(write(tmp_path / "b.txt", CAPTIONS[450:]), tmp_path / "link", job())
+    assert len(CaptionIndex.open(there)) == 600 and (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == before | {"b.txt"}
+    plan_again(tmp_path / "link", job(replace(SETTINGS, kind="flat")))
+    assert read_manifest(there).index.plan["kind"] == "flat"

@@ -156,3 +156,13 @@ def test_what_is_not_there(tmp_path: Path, paths: list[str], message: str) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(RetrievalError, match=message):
         find_files([tmp_path / path for path in paths])
+
+
+def test_a_quote_in_a_tsv_is_a_character(tmp_path: Path) -> None:
+    """Captions of the web are written without quoting; an opening quote must not swallow the rows behind it."""
+    rows = ['a\t"Best of 2012 party', "b\tnice city", 'c\t"Blue" boat', 'd\the said "wow"']
+    (tmp_path / "c.tsv").write_text("\n".join(["id\tcaption", *rows]), encoding="utf-8")
+    assert list(read_records(tmp_path / "c.tsv", Keys())) == [tuple(row.split("\t")) for row in rows]
+    (tmp_path / "c.csv").write_text('id,caption\na,"one"\nb,"two" boats\n', encoding="utf-8")
+    with pytest.raises(RetrievalError, match=r"not a table.*c\.csv line 3"):
+        list(read_records(tmp_path / "c.csv", Keys()))

@@ -73,7 +73,7 @@ KINDS: dict[str, Kind] = {
     "steering.choose.utility": TEXTS, "steering.choose.over_refusal_limit": number(0, 1),
     "steering.choose.utility_tolerance": number(0, 1),
     "localization.figures": each(whole(0)), "localization.openings": TEXTS, "localization.ordinary_openings": TEXTS,
-    "localization.contrast_share": number(0, 1), "localization.window": whole(1), "localization.stride": whole(1),
+    "localization.contrast_share": NUMBER, "localization.window": whole(1), "localization.stride": whole(1),
     "localization.added_scale": NUMBER,
 }  # fmt: skip
 
