@@ -47,7 +47,7 @@ def build_index(files: Sequence[Path], out: Path, job: Job, *, corpus_sha256: st
     sha256 = corpus_sha256 or hash_corpus(files, settings.keys, settings.max_characters)
     with claimed(work):
         if not _is_complete(work, sha256, record, settings):
-            prepare(work, work_identity(sha256, record, settings))
+            prepare(work, work_identity(sha256, record, settings), job.announce)
             written = read_stage(files, work, job)
             plan = plan_index(written.rows, record.width, settings, measurable=job.measurable)
             job.announce(plan.describe(settings.budget, faiss_threads()))

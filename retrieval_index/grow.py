@@ -79,7 +79,7 @@ def _next_version(out: Path, job: Job, files: Sequence[Path], sha256: str | None
         check_encoder(old.encoder, job.encoder, out)
         job = replace(job, settings=replace(job.settings, dtype=old.dtype, shard_rows=old.shard_rows))
         base = file_sha256(out / MANIFEST)
-        prepare(work, work_identity(sha256 or "", old.encoder, job.settings, base=base))
+        prepare(work, work_identity(sha256 or "", old.encoder, job.settings, base=base), job.announce)
         manifest = old if sha256 is None else _with_captions(out, work, old, job, files, sha256)
         if sha256 is None or manifest.rows > old.rows:
             index = _next_generation(out, work, old, _vectors(out, work, old, manifest), job, anew=sha256 is None)

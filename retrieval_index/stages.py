@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from retrieval_index.checks import check_k
 from retrieval_index.corpus import READ, ROWS_WRITTEN, Written, read_file, refuse_empty, write_rows
 from retrieval_index.encode import EncoderSource, read_shard
-from retrieval_index.encoders import Encoder
+from retrieval_index.encoders import GOLDEN_COSINE, Encoder
 from retrieval_index.engines import Engine, LocalEngine
 from retrieval_index.errors import RetrievalError
 from retrieval_index.files import remove_unfinished, write_json
@@ -73,15 +75,29 @@ def work_identity(sha256: str, record: EncoderRecord, settings: IndexSettings, *
     }
 
 
-def prepare(work: Path, identity: dict[str, Any]) -> None:
-    """Keep what an earlier, interrupted run of the same identity left in `work`, else start afresh."""
+def prepare(work: Path, identity: dict[str, Any], announce: Callable[[str], None]) -> None:
+    """Keep what an earlier, interrupted run of the same identity left in `work`, else say so and start afresh.
+
+    The golden vector is compared as everywhere, by its cosine: another device gives another last digit.
+    """
     path = work / IDENTITY
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == identity:
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    other = sorted(key for key in identity.keys() | found.keys() if not _same(key, found.get(key), identity.get(key)))
+    if found and not other:
         remove_unfinished(work)
         return
     if work.exists():
+        if any(work.rglob("*.npy")):
+            announce(f"What an interrupted build left in {work} is of another {', '.join(other)}: it begins afresh")
         shutil.rmtree(work)
     write_json(path, identity)
+
+
+def _same(key: str, then: Any, now: Any) -> bool:
+    if key != "golden" or not then or not now or len(then) != len(now):
+        return bool(then == now)
+    first, second = np.asarray(then), np.asarray(now)
+    return bool(first @ second >= GOLDEN_COSINE * np.linalg.norm(first) * np.linalg.norm(second))
 
 
 def read_stage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from retrieval_index.errors import RetrievalError
 from retrieval_index.manifest import Manifest, read_manifest
 from retrieval_index.recall import BelowTarget, Queries
 from retrieval_index.settings import IndexSettings
-from retrieval_index.stages import Job
+from retrieval_index.stages import IDENTITY, Job
 from retrieval_index.store import open_shards
 from tests.retrieval_index.cheap_encoder import SOURCE, CheapEncoder
 from tests.retrieval_index.vectors import unit
@@ -97,9 +98,23 @@ def test_an_interrupted_build_is_continued_byte_for_byte(tmp_path: Path, file: P
 def test_an_interrupted_build_of_other_settings_is_not_continued(tmp_path: Path, file: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         build_index([file], tmp_path / "index", job(CheapEncoder(stop_after=15)))
-    encoder = CheapEncoder()
-    build_index([file], tmp_path / "index", job(encoder, replace(SMALL, dtype="float16")))
+    encoder, said = CheapEncoder(), []
+    build_index([file], tmp_path / "index", job(encoder, replace(SMALL, dtype="float16"), announce=said.append))
     assert encoder.encoded == 23
+    assert "an interrupted build left" in said[0] and "is of another dtype: it begins afresh" in said[0]
+
+
+def test_an_interrupted_build_goes_on_where_the_last_digits_differ(tmp_path: Path, file: Path) -> None:
+    """Another device or kernel rounds otherwise; hours of encoding are not thrown away for that."""
+    with pytest.raises(KeyboardInterrupt):
+        build_index([file], tmp_path / "index", job(CheapEncoder(stop_after=15)))
+    (identity,) = tmp_path.rglob(IDENTITY)
+    content = json.loads(identity.read_text())
+    turned = [value + 1e-5 * (-1) ** at for at, value in enumerate(content["golden"])]
+    identity.write_text(json.dumps({**content, "golden": turned}))
+    encoder = CheapEncoder()
+    build_index([file], tmp_path / "index", job(encoder))
+    assert 0 < encoder.encoded < 23
 
 
 def test_stopped_before_it_took_its_name(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
