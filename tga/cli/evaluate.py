@@ -74,9 +74,9 @@ def main(config: DictConfig) -> Path:
         )
         found[name].update(figures)
         judged.extend(answers)
+        write_answers(run_dir / ANSWERS_FILE, judged)  # after each model: the next one may not fit, or be stopped
         del subject, steer
         gc.collect()
-    write_answers(run_dir / ANSWERS_FILE, judged)
     _report(run_dir, found, metrics, judged)
     summary = _summary(found)
     summary["total_s"] = round(time.perf_counter() - started, 3)

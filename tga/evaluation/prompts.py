@@ -120,8 +120,8 @@ def _open(picture: Path) -> Image.Image:
 
 @contextmanager
 def _readable(picture: Path) -> Iterator[None]:
-    """A picture that cannot be read as a UserError."""
+    """A picture that cannot be read as a UserError: all that Pillow says of bad bytes."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"a picture cannot be read ({error})", given=picture, remedy="replace or remove it") from error
