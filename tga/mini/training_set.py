@@ -2,7 +2,7 @@
 
 Drawing is Python on one core, and so is the rest of the world; with a process for each they take half the time.
 
-    python -m tga.mini.training_set ROOT COUNT
+    python -m tga.mini.training_set ROOT COUNT PARENT
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ def training_scene(rng: random.Random) -> Scene:
     return sample_scene(rng, first, PICTURED_BENIGN, PAIR_SHARE)
 
 
-def write_training_set(root: Path, count: int) -> None:
-    """root/train.json (LLaVA's image-caption layout) and root/images/, which must not be there."""
+def write_training_set(root: Path, count: int, *, wanted_by: int | None = None) -> None:
+    """root/train.json (LLaVA's image-caption layout) and root/images/, which must not be there.
+
+    wanted_by: process id of the parent, without which nobody wants them any more; None: they are wanted anyway.
+    """
     (root / "images").mkdir(parents=True)
-    parent = os.getppid()
 
     def record(number: int) -> dict[str, Any]:
         # A source of its own, so that a picture does not depend on those before it.
@@ -45,7 +47,7 @@ def write_training_set(root: Path, count: int) -> None:
         scene, name = training_scene(rng), f"{number:05d}"
         # Uncompressed: noise hardly shrinks, and packing it takes as long as drawing the picture.
         draw(scene, rng, TRAIN).save(root / "images" / f"{name}.bmp")
-        if os.getppid() != parent:
+        if wanted_by is not None and os.getppid() != wanted_by:
             raise SystemExit("The process that wants these pictures is gone")
         turns = [
             {"from": "human", "value": "<image>\nDescribe the picture."},
@@ -67,7 +69,7 @@ def training_set_meanwhile(root: Path, count: int) -> Iterator[None]:
         UserError: the process failed; what it said stands in the terminal.
     """
     # -P: a file in the current directory is no module of ours. Where a package lies this process knows already.
-    command = [sys.executable, "-P", "-m", __name__, str(root.absolute()), str(count)]
+    command = [sys.executable, "-P", "-m", __name__, str(root.absolute()), str(count), str(os.getpid())]
     paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with subprocess.Popen(command, env={**os.environ, **paths}) as drawing:
         try:
@@ -86,6 +88,6 @@ def training_set_meanwhile(root: Path, count: int) -> Iterator[None]:
 
 if __name__ == "__main__":
     try:
-        write_training_set(Path(sys.argv[1]), int(sys.argv[2]))
+        write_training_set(Path(sys.argv[1]), int(sys.argv[2]), wanted_by=int(sys.argv[3]))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
