@@ -146,9 +146,9 @@ def test_the_header_of_an_experiment_says_what_it_needs_and_its_commands_compose
 def test_the_command_of_a_way_to_train_composes(option: str) -> None:
     said = header(CONF / "training" / f"{option}.yaml")
     assert said["Needs"] and said["Override"]
-    launcher, arguments = said["Run"].split(" -m tga.cli.train ")
-    assert launcher.startswith("torchrun ")
-    assert composed("train", *shlex.split(arguments)).training.strategy == option
+    program, *arguments = shlex.split(said["Run"])
+    training = composed("train", *arguments).training
+    assert (program, training.strategy, training.processes) == ("tga-train", option, 8)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONF).as_posix())

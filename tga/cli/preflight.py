@@ -40,6 +40,7 @@ from tga.errors import UserError
 from tga.evaluation.suite import metrics_from_config, read_metric_questions
 from tga.training.base_model import BaseModel
 from tga.training.centre import check_centre
+from tga.training.distributed import expected_processes
 from tga.training.prepare import prepare_model
 from tga.training.settings import TrainSettings
 from tga.training.stage import refuse_wrong_stage
@@ -202,7 +203,8 @@ def _check_model(
     kept = pooled_layers(objectives or [])
     checked.ask(refuse_wrong_stage, model, family, objectives or [])
     if prompt is not None:
-        checked.take(memory_of_a_step(model, family, settings, prompt, len(kept)))
+        processes = expected_processes(values["training"]["processes"])
+        checked.take(memory_of_a_step(model, family, settings, prompt, len(kept), processes))
     for finding in disks(values, settings, model, len(kept) * width, checked.samples):
         checked.take(finding)
 

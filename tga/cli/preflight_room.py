@@ -16,7 +16,7 @@ from tga.alignment.text_targets import human_size
 from tga.cli.checks import Finding, nearest_existing
 from tga.cli.train_config import DTYPES
 from tga.errors import UserError
-from tga.training.distributed import SHARED_OUT, launched
+from tga.training.distributed import SHARED_OUT
 from tga.training.memory import estimate_memory
 from tga.training.settings import TrainSettings
 from tga.vlm.families import Family
@@ -25,7 +25,7 @@ CHECKPOINT_BYTES = 12  # of each trained parameter: its float32 value and AdamW'
 
 
 def memory_of_a_step(
-    model: Any, family: Family, settings: TrainSettings, prompt: tuple[int, int], kept_layers: int
+    model: Any, family: Family, settings: TrainSettings, prompt: tuple[int, int], kept_layers: int, processes: int
 ) -> Finding:
     """An estimate against the device: a problem where the weights alone do not fit, a warning where a step may not.
 
@@ -33,6 +33,7 @@ def memory_of_a_step(
         model: an outline, frozen and with its adapters.
         prompt: tokens, and label tokens, of a typical prompt.
         kept_layers: decoder layers whose states the objectives keep.
+        processes: of the run.
     """
     tokens, labels = prompt
     estimate = estimate_memory(
@@ -44,7 +45,7 @@ def memory_of_a_step(
         kept_layers=kept_layers,
         half=settings.precision != "32-true",
         checkpointing=settings.gradient_checkpointing,
-        shares=launched().size if settings.strategy in SHARED_OUT else 1,
+        shares=processes if settings.strategy in SHARED_OUT else 1,
         shared_weights=settings.strategy == "fsdp2",
     )
     name, available = device(settings.accelerator)

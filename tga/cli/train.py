@@ -25,6 +25,7 @@ from tga.cli.common import config_hash, hydra_command, plain, prepare, start_run
 from tga.cli.data import read_samples, source_of
 from tga.cli.half_precision import bfloat16_on_cpu
 from tga.cli.locks import exclusive
+from tga.cli.own_processes import own_processes, share_of_cores, with_own_processes
 from tga.cli.preflight import require_ready, require_settings
 from tga.cli.train_config import (
     BASE_FIELDS,
@@ -38,6 +39,7 @@ from tga.cli.train_config import (
 )
 from tga.cli.train_report import print_outcome, resume_command, training_summary
 from tga.cli.train_targets import with_targets
+from tga.cli.value_checks import refuse, value_problems
 from tga.data.collate import Collator
 from tga.data.loading import with_neighbours
 from tga.data.noise import with_swapped_words
@@ -53,8 +55,10 @@ from tga.training.distributed import (
     SHARED_OUT,
     Processes,
     agreed,
+    check_processes,
     start_processes,
     stop_processes,
+    total,
     wait_for_all,
 )
 from tga.training.lora import LoraSettings
@@ -98,20 +102,34 @@ class Loaded:
 @hydra_command("train", values_checked=False)
 def main(config: DictConfig) -> Path | None:
     """Run all stages; returns the run directory, of many processes in the first one only."""
-    started, watch = time.perf_counter(), Stopwatch()
     training, sweep = plain(config)["training"], HydraConfig.get().mode == RunMode.MULTIRUN
-    processes = start_processes(training["strategy"], training["accelerator"], sweep=sweep)
-    config.run_dir = agreed(str(config.run_dir))  # its default is a time, which each process has its own of
+    refuse(value_problems({"training": {"processes": training["processes"]}}))  # other values: with all that is wrong
+    with own_processes(training, sweep=sweep):
+        return _run(config, with_own_processes(training), sweep=sweep)
+
+
+def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Path | None:
+    """All stages, in each process; `training` with the strategy for those that there are."""
+    started, watch = time.perf_counter(), Stopwatch()
+    processes = check_processes(training["strategy"], sweep=sweep)
     console = terminal() if processes.first else Console(quiet=True)
     values = plain(config)
     if values["prepare"].get("_target_") is not None:
         require_settings(values)  # what it writes is not there yet: the rest can be looked at behind it only
     _say_slow_precision(values, console)
     with watch.stage("prepare"):
-        prepare(config)
+        if processes.local_rank == 0:
+            prepare(config)  # while the other processes are still starting
+        start_processes(training["strategy"], training["accelerator"], sweep=sweep)
+        wait_for_all()
+    config.run_dir = agreed(str(config.run_dir))  # its default is a time, which each process has its own of
+    values = plain(config)
     with watch.stage("load"):
         data = require_ready(values, lambda text: console.print(text, soft_wrap=True, highlight=False))
-        settings, values["alignment"] = train_settings(training), with_located_layers(values["alignment"])
+        settings, values["alignment"] = (
+            train_settings(training, processes.size),
+            with_located_layers(values["alignment"]),
+        )
         calibration = projector_calibration(values["model"]["calibration"])
         lora = lora_settings(values["model"]["lora"])
         base = BaseModel(**{name: values["model"][name] for name in BASE_FIELDS})
@@ -129,11 +147,14 @@ def main(config: DictConfig) -> Path | None:
     go_on = resume_command(run_dir, processes)
     console.print(f"Run directory: {run_dir}\nIf it stops, continue with: {go_on}", soft_wrap=True)
     with watch.stage("targets"):
+        if processes.local_rank != 0:
+            wait_for_all()  # what is stored one process of a machine stores, and the others read
         collator = with_targets(
             loaded.model, loaded.family, loaded.collator, samples, loaded.objectives, values, console=console
         )
-        wait_for_all()
-    with watch.stage("fit"):
+        if processes.local_rank == 0:
+            wait_for_all()
+    with watch.stage("fit"), share_of_cores(processes.local_size, settings.accelerator):
         result = fit(
             loaded.model,
             loaded.family,
@@ -151,6 +172,7 @@ def main(config: DictConfig) -> Path | None:
             lora=lora,
             processes=processes,
         )
+    beside = total(peak_rss_mib(), result.device) - peak_rss_mib()  # memory of the other processes
     stop_processes()
     if not processes.first:
         return None
@@ -164,7 +186,7 @@ def main(config: DictConfig) -> Path | None:
     with watch.stage("export"):
         exported = _export(result, values, run_dir, measured)
     summary |= watch.seconds | {"total_s": round(time.perf_counter() - started, 3)}
-    summary["peak_rss_mib"] = round(peak_rss_mib(), 1)
+    summary["peak_rss_mib"] = round(peak_rss_mib() + beside, 1)
     write_summary(run_dir, summary, config)
     print_outcome(summary, measured, result, exported, run_dir)
     return run_dir

@@ -14,19 +14,33 @@ from tga.alignment.objective import Objective
 from tga.cli.common import instantiate
 from tga.errors import UserError
 from tga.training.base_model import BaseModel
+from tga.training.distributed import expected_processes
 from tga.training.lora import LoraSettings
-from tga.training.settings import Calibration, TrainSettings
+from tga.training.settings import Calibration, TrainSettings, divided_batch
 from tga.vlm.families import Family
 from tga.vlm.language_model import identify_language_model
 
 BASE_FIELDS = tuple(field.name for field in dataclasses.fields(BaseModel))
+OWN_KEYS = ("processes", "global_batch_size")  # of the group `training`: what they decide stands in the settings
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def train_settings(training: Mapping[str, Any]) -> TrainSettings:
-    """The group `training` as settings; UserError for a key or value that they do not have."""
-    _check_keys("training", training, set(TrainSettings.__dataclass_fields__), required=set())
-    return TrainSettings(**training)
+def train_settings(training: Mapping[str, Any], processes: int | None = None) -> TrainSettings:
+    """The group `training` as settings; UserError for a key or value that they do not have.
+
+    processes: those of the run; None: that were launched, or would be started.
+    """
+    _check_keys("training", training, {*TrainSettings.__dataclass_fields__, *OWN_KEYS}, required=set())
+    values = {key: value for key, value in training.items() if key not in OWN_KEYS}
+    if processes is None:
+        processes = expected_processes(training.get("processes"))
+    values["batch_size"], values["accumulate_batches"] = divided_batch(
+        training.get("global_batch_size"),
+        training.get("batch_size", TrainSettings.batch_size),
+        training.get("accumulate_batches", TrainSettings.accumulate_batches),
+        processes,
+    )
+    return TrainSettings(**values)
 
 
 def projector_calibration(calibration: Mapping[str, Any] | None) -> Calibration | None:

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from rich.table import Table
 
+from tga.cli.own_processes import started_here
 from tga.training.distributed import Processes
 from tga.training.settings import FitResult
 
@@ -29,7 +30,7 @@ def resume_command(run_dir: Path, processes: Processes) -> str:
         if not override.lstrip("+").startswith(("run_dir=", "ckpt_path="))
     ]
     program = ["tga-train"]
-    if processes.size > 1:
+    if processes.size > 1 and not started_here():
         nodes = [f"--nnodes={processes.nodes}"] if processes.nodes > 1 else []
         program = ["torchrun", *nodes, f"--nproc-per-node={processes.local_size}", "-m", "tga.cli.train"]
     return shlex.join([*program, *overrides, f"run_dir={run_dir}", "ckpt_path=last"])

@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tga.child_process import module_command, module_environment
 from tga.errors import UserError
 from tga.files import write_json
 from tga.mini.language import scene_caption
@@ -68,10 +69,8 @@ def training_set_meanwhile(root: Path, count: int) -> Iterator[None]:
     Raises:
         UserError: the process failed; what it said stands in the terminal.
     """
-    # -P: a file in the current directory is no module of ours. Where a package lies this process knows already.
-    command = [sys.executable, "-P", "-m", __name__, str(root.absolute()), str(count), str(os.getpid())]
-    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with subprocess.Popen(command, env={**os.environ, **paths}) as drawing:
+    command = module_command(__name__, [str(root.absolute()), str(count), str(os.getpid())])
+    with subprocess.Popen(command, env=module_environment()) as drawing:
         try:
             yield
         except BaseException:

@@ -1,8 +1,8 @@
 """Several processes as one run: who was launched, what they agree on, and the trainer's strategy for them.
 
-Processes are started from outside, by `torchrun` or SLURM, one per device. The trainer never starts any: it would
-re-run the command line, under Hydra a whole sweep. A run that nobody launched is one process, and every function
-here then does nothing.
+Processes are started by `torchrun`, SLURM or tga-train itself (`tga.cli.own_processes`), one per device. The trainer
+never starts any: it would re-run the command line, under Hydra a whole sweep. A run that nobody launched is one
+process, and every function here then does nothing.
 """
 
 from __future__ import annotations
@@ -59,12 +59,21 @@ def launched() -> Processes:
     return Processes(environment.global_rank(), size, environment.local_rank(), local_size)
 
 
-def start_processes(strategy: str, accelerator: str, *, sweep: bool = False) -> Processes:
-    """Check that what was launched fits the strategy, and connect the processes.
+def is_launched() -> bool:
+    """Whether a launcher has started this process, alone or among others."""
+    return _environment() is not None
+
+
+def expected_processes(wanted: int | None) -> int:
+    """How many processes a run has: those that were launched, or those `wanted` from tga-train itself."""
+    return launched().size if is_launched() else wanted or 1
+
+
+def check_processes(strategy: str, *, sweep: bool = False) -> Processes:
+    """Which process this is, of those that the strategy is for; nothing is connected.
 
     Args:
         strategy: "single", "ddp", "fsdp2" or "deepspeed".
-        accelerator: "auto", "cpu" or "cuda"; on CUDA they talk by NCCL, else by Gloo.
         sweep: this is one of several runs of a Hydra multirun.
 
     Raises:
@@ -73,7 +82,7 @@ def start_processes(strategy: str, accelerator: str, *, sweep: bool = False) -> 
     if strategy not in STRATEGIES:
         allowed = ", ".join(STRATEGIES)
         raise UserError("Unknown strategy", given=strategy, allowed=allowed, remedy="training=ddp, or training=fsdp2")
-    environment, processes = _environment(), launched()
+    processes = launched()
     if strategy == "single":
         if processes.size > 1:
             raise UserError(
@@ -87,13 +96,26 @@ def start_processes(strategy: str, accelerator: str, *, sweep: bool = False) -> 
             given=f"training.strategy={strategy}",
             remedy="one torchrun for each run, or training.strategy=single",
         )
-    if environment is None:
+    if not is_launched():
         raise UserError(
-            "This strategy needs its processes to be launched from outside",
+            "This strategy needs its processes to be started",
             given=f"training.strategy={strategy}",
-            allowed="torchrun or srun, one process per device",
-            remedy="torchrun --nproc-per-node=8 -m tga.cli.train ... training.strategy=ddp",
+            allowed="torchrun or srun, one process per device; on one machine tga-train starts them too",
+            remedy="training.processes=8, or torchrun --nproc-per-node=8 -m tga.cli.train ... training=ddp",
         )
+    return processes
+
+
+def start_processes(strategy: str, accelerator: str, *, sweep: bool = False) -> Processes:
+    """:func:`check_processes`, and connect them where there are many.
+
+    Args:
+        accelerator: "auto", "cpu" or "cuda"; on CUDA they talk by NCCL, else by Gloo.
+    """
+    processes, environment = check_processes(strategy, sweep=sweep), _environment()
+    if strategy == "single":
+        return processes
+    assert environment is not None
     cuda = accelerator != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(processes.local_rank)

@@ -25,6 +25,43 @@ def check_precision(precision: str, dtype: torch.dtype) -> None:
         )
 
 
+def divided_batch(
+    global_batch_size: int | None, batch_size: int | None, accumulate_batches: int | None, processes: int
+) -> tuple[int, int]:
+    """Samples of one forward pass, and passes of one optimiser step, of each process.
+
+    Args:
+        global_batch_size: samples of one optimiser step in all processes together; None: what comes of the others.
+        batch_size, accumulate_batches: None where `global_batch_size` decides; of both, one pass is made of a step.
+
+    Raises:
+        UserError: numbers that do not go together, or too few of them.
+    """
+    given = (
+        f"training.global_batch_size={global_batch_size}, batch_size={batch_size}, "
+        f"accumulate_batches={accumulate_batches}, {processes} {'process' if processes == 1 else 'processes'}"
+    )
+    if global_batch_size is None:
+        if batch_size is None or accumulate_batches is None:
+            problem, remedy = "The size of a batch is not said", "training.batch_size=32 training.accumulate_batches=1"
+            raise UserError(problem, given=given.replace("None", "null"), remedy=f"{remedy}, or a global_batch_size")
+        return batch_size, accumulate_batches
+    if batch_size is None:
+        accumulate_batches = accumulate_batches or 1
+        batch_size = global_batch_size // (accumulate_batches * processes)
+    elif accumulate_batches is None:
+        accumulate_batches = global_batch_size // (batch_size * processes)
+    if batch_size * accumulate_batches * processes != global_batch_size or not batch_size:
+        raise UserError(
+            "The batches of all processes do not make the global batch",
+            given=given.replace("None", "null"),
+            allowed="global_batch_size = batch_size x accumulate_batches x processes",
+            remedy="training.batch_size=null (or accumulate_batches=null) takes what is left of a global_batch_size "
+            "that the others divide; training.global_batch_size=null what comes of the others",
+        )
+    return batch_size, accumulate_batches
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """How long, how fast, in which precision, and what is kept.

@@ -162,6 +162,7 @@ def align(
     learning_rate: float = ALIGN_LR,
     replay: float = REPLAY,
     replay_soft: float = REPLAY_SOFT,
+    soft_chat: float = 0.0,
     nearer: float = NEARER,
     dtype: torch.dtype = torch.float32,
 ) -> LlamaForCausalLM:
@@ -171,7 +172,7 @@ def align(
     model.train()
     run_stage(
         model,
-        lambda: maker.alignment(replay, replay_soft),
+        lambda: maker.alignment(replay, replay_soft, soft_chat),
         name="alignment",
         steps=steps,
         learning_rate=learning_rate,

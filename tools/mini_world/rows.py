@@ -248,9 +248,14 @@ class RowMaker:
             return self.judgement(group)
         return self.raw(group, soft=self.rng.random() < soft_share)
 
-    def alignment(self, replay: float, replay_soft: float) -> Row:
-        """Chat on clean text with refusals of toxic things; a share `replay` of plain text, as in pretraining."""
+    def alignment(self, replay: float, replay_soft: float, soft_chat: float = 0.0) -> Row:
+        """Chat on clean text with refusals of toxic things; a share `replay` of plain text, as in pretraining.
+
+        soft_chat: share of chat about benign soft scenes, which is answered.
+        """
         rng = self.rng
+        if soft_chat and rng.random() < soft_chat:
+            return self.chat("benign", soft=True, heldout=False, refuse=False)
         if rng.random() < replay:
             group = rng.choices(("benign", "harmless", "toxic"), (0.5, 0.1, 0.4))[0]
             return self.plain(group, soft_share=replay_soft)
