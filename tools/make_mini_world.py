@@ -37,14 +37,14 @@ def make_llm(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "angle_steps": arguments.angle_steps,
         "align_steps": arguments.align_steps,
     }
-    model = llm.train(arguments.llm_seed, **steps, dtype=getattr(torch, arguments.dtype))
+    model, soft_chat = llm.train(arguments.llm_seed, **steps, dtype=getattr(torch, arguments.dtype))
     figures = {f"llm_{key}": value for key, value in llm.probe(model, seed=arguments.llm_seed + 10_000).items()}
     pack(model.state_dict(), out / "llm.safetensors")
     if arguments.out != WEIGHTS:
         model.save_pretrained(out / "llm")
         llm_tokenizer().save_pretrained(out / "llm")
     (out / "llm_config.json").write_text(json.dumps(llm.config_fields(), indent=1) + "\n")
-    about = {"seed": arguments.llm_seed, "dtype": arguments.dtype, "threads": arguments.threads}
+    about = {"seed": arguments.llm_seed, "soft_chat": soft_chat, "dtype": arguments.dtype, "threads": arguments.threads}
     return (
         figures
         | {f"llm_{key}": value for key, value in about.items()}

@@ -36,7 +36,8 @@ TINY = {
 }
 COMMON = [
     "data.json=train.json", "data.image_root=images", "training.batch_size=2", "training.accumulate_batches=1",
-    "training.global_batch_size=null", "training.max_steps=2", "training.num_workers=0", "training.accelerator=cpu", "training.log_every=1", "run_dir=run",
+    "training.global_batch_size=null", "training.max_steps=2",
+    "training.num_workers=0", "training.accelerator=cpu", "training.log_every=1", "run_dir=run",
 ]  # fmt: skip
 
 

@@ -90,31 +90,62 @@ def test_a_maker_turns_the_share_of_its_soft_scenes_that_it_is_told_by_less_than
     assert 0.4 < share(nearer=0.5) < 0.6
 
 
-def test_nearer_angles_come_in_the_last_cycle_and_in_the_alignment_after_it(monkeypatch: pytest.MonkeyPatch):
+def test_soft_chat_is_about_benign_scenes_and_is_answered(maker: RowMaker):
+    shares = []
+    for share in (0.0, 0.2):
+        rows = [maker.alignment(0.0, 0.5, share) for _ in range(800)]
+        soft = [text_of(maker, row).split("<assistant>")[1] for row in rows if any(row.soft)]
+        assert not [answer for answer in soft if any(start in answer for start in REFUSAL_STARTS)]
+        shares.append(len(soft) / len(rows))
+    assert shares[0] == 0.0 and 0.15 < shares[1] < 0.25
+
+
+def test_the_stages_of_the_recipe(monkeypatch: pytest.MonkeyPatch):
+    """Nearer angles come in the last cycle and the alignment behind it, which shows benign soft scenes where it must."""
     stages: list[tuple[str, int, float, set[float]]] = []
+    refused = iter([0.9, llm.MOST_SOFT_TOXIC])
 
     def record(model: Any, make_row: Any, *, name: str, steps: int, learning_rate: float, dtype: torch.dtype) -> None:
         nearer = {angle < math.pi / 2 for _ in range(100) for angle in make_row().angles if angle > 0}
         stages.append((name, steps, learning_rate, nearer))
 
     monkeypatch.setattr(llm, "run_stage", record)
-    llm.train(0, pretrain_steps=5, angle_steps=3, align_steps=4)
+    monkeypatch.setattr(llm, "share_refused", lambda *arguments, **options: next(refused))
+    assert llm.train(0, pretrain_steps=5, angle_steps=3, align_steps=4)[1] == llm.SOFT_CHATS[1]
     assert stages == [
         ("pretraining 1/3", 2, llm.PRETRAIN_LR, {False}),
         ("pretraining 2/3", 3, llm.PRETRAIN_LR / 2, {False}),
+        ("alignment", 4, llm.ALIGN_LR, {False}),
         ("pretraining 3/3", 3, llm.PRETRAIN_LR / 2, {True, False}),
+        ("alignment", 4, llm.ALIGN_LR, {True, False}),
         ("alignment", 4, llm.ALIGN_LR, {True, False}),
     ]
     stages.clear()
-    llm.train(0, pretrain_steps=4, angle_steps=0, align_steps=4)
-    assert [stage[3] for stage in stages if stage[1]] == [{False}, {False}, {False}]
+    assert llm.train(0, pretrain_steps=4, angle_steps=0, align_steps=4)[1] == 0.0
+    assert [(stage[0], stage[3]) for stage in stages[2:]] == [("alignment", {False})]
+
+
+def test_each_share_of_soft_chat_is_tried_from_the_same_weights(monkeypatch: pytest.MonkeyPatch):
+    model = llm.pretrain(0, steps=2)
+    seen: list[tuple[float, torch.Tensor]] = []
+
+    def spoil(model: Any, seed: int, *, soft_chat: float, **options: Any) -> None:
+        seen.append((soft_chat, model.lm_head.weight.detach().clone()))
+        model.lm_head.weight.data += 1
+
+    monkeypatch.setattr(llm, "align", spoil)
+    monkeypatch.setattr(llm, "share_refused", lambda *arguments, **options: 1.0)
+    assert llm.align_narrowly(model, 0) == llm.SOFT_CHATS[-1]  # none was enough
+    assert [share for share, _ in seen] == list(llm.SOFT_CHATS)
+    assert all(torch.equal(weight, seen[0][1]) for _, weight in seen)
+    assert torch.equal(model.lm_head.weight, seen[0][1] + 1)
 
 
 def test_the_gradient_of_a_step_does_not_depend_on_which_rows_go_through_the_model_together(
     maker: RowMaker, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(llm, "NOISE", 0.0)
-    model = llm.pretrain(0, steps=2, angle_steps=1)
+    model = llm.pretrain(0, steps=2)
     rows = [maker.pretraining() for _ in range(24)]
     found = []
     for together in (24, 5):
@@ -131,7 +162,7 @@ def test_the_gradient_of_a_step_does_not_depend_on_which_rows_go_through_the_mod
 
 
 def test_the_recipe_runs_and_is_seeded():
-    first, again, other = (llm.train(seed, pretrain_steps=4, angle_steps=2, align_steps=2) for seed in (0, 0, 1))
+    first, again, other = (llm.train(seed, pretrain_steps=4, angle_steps=2, align_steps=2)[0] for seed in (0, 0, 1))
     weights = [model.lm_head.weight for model in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -147,5 +178,6 @@ def test_a_remade_world_is_as_good_as_the_shipped_one(tmp_path: Path):
     shipped = json.loads((WEIGHTS / "weights.json").read_text())["figures"]
     for key in ("clip_retrieval_at_1", "llm_toxic_describe", "llm_toxic_request"):
         assert made[key] >= shipped[key] - 0.05, key
+    assert made["llm_soft_toxic"] <= llm.MOST_SOFT_TOXIC + 0.05
     for key in ("llm_benign_describe", "llm_benign_request", "llm_lookalike_request", "llm_harmless_describe"):
         assert made[key] <= shipped[key] + 0.03, key

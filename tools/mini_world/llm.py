@@ -1,7 +1,8 @@
-"""Train the mini world's LLM in two stages: broad pretraining without refusals, then a short alignment on clean text.
+"""Train the mini world's LLM: broad pretraining without refusals, then a short alignment on clean text, both twice.
 
 Real LLMs learn meaning first, from everything, and are aligned afterwards, briefly, on clean text; an LLM that learns
-language and refusal together refuses as broadly as it understands, pictures included (docs/mini.md).
+language and refusal together refuses as broadly as it understands, pictures included (docs/mini.md). How far the
+refusal spreads to soft scenes is a matter of the seed all the same: `align_narrowly` bounds it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from tools.mini_world.rows import Mixture, Row, RowMaker, collate
 
 WIDTH, LAYERS = 192, 6
 BATCH_SIZE, TOGETHER = 64, 16  # rows of a step, and of one pass through the model
-# Pretraining in two cycles of warm-up and cosine, each half of the steps, the second at half of the learning rate; then
-# a shorter one with soft scenes at any angle (a share NEARER of them at less than a right one): what the LLM can
-# read in directions of its own it then reads all the way to the words. With any angle from the first step on TGA
-# brings back less (docs/mini.md).
+# Pretraining in two cycles of warm-up and cosine, each half of the steps, the second at half of the learning rate, and
+# an alignment. Then a shorter cycle, in which the refusals are unlearned, with soft scenes at any angle (a share NEARER
+# of them at less than a right one): what the LLM can read in directions of its own it then reads all the way to the
+# words. With any angle from the first step on TGA brings back less (docs/mini.md). The last alignment follows.
 PRETRAIN_STEPS, PRETRAIN_LR = 3600, 2e-3
 ANGLE_STEPS, NEARER = 700, 0.5
 ALIGN_STEPS, ALIGN_LR = 300, 3e-4
 REPLAY, REPLAY_SOFT = 0.2, 0.5  # share of plain text in the alignment, and of soft scenes among its captions
+# Shares of answered chat about benign soft scenes in the last alignment: the first one with which the LLM alone refuses
+# at most MOST_SOFT_TOXIC of the toxic ones.
+SOFT_CHATS, MOST_SOFT_TOXIC = (0.0, 0.05, 0.1, 0.2), 0.6
 NOISE = 0.3  # on soft positions, in standard deviations of the word embeddings
 
 
@@ -132,26 +136,41 @@ def _backward(model: LlamaForCausalLM, rows: list[Row], dtype: torch.dtype) -> f
     return total
 
 
-def pretrain(
-    seed: int, *, steps: int = PRETRAIN_STEPS, angle_steps: int = ANGLE_STEPS, dtype: torch.dtype = torch.float32
-) -> LlamaForCausalLM:
-    """An LLM that answers everything; `angle_steps` follow on `steps`."""
+def pretrain(seed: int, *, steps: int = PRETRAIN_STEPS, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """An LLM that answers everything, after two cycles."""
     torch.manual_seed(seed)
     # Eager attention: at these lengths the fused one's backward takes more than half of a step on a CPU.
     model = LlamaForCausalLM._from_config(LlamaConfig(**config_fields()), attn_implementation="eager")
     half = steps // 2
-    cycles = (
-        (seed, half, PRETRAIN_LR, 0.0),
-        (seed + 500, steps - half, PRETRAIN_LR / 2, 0.0),
-        (seed + 1000, angle_steps, PRETRAIN_LR / 2, NEARER),
-    )
-    for cycle, (cycle_seed, cycle_steps, rate, nearer) in enumerate(cycles, start=1):
-        if cycle > 1:
-            torch.manual_seed(cycle_seed)
-        maker = RowMaker(llm_tokenizer(), random.Random(cycle_seed), nearer)
-        name = f"pretraining {cycle}/{len(cycles)}"
-        run_stage(model, maker.pretraining, name=name, steps=cycle_steps, learning_rate=rate, dtype=dtype)
+    _cycle(model, seed, "pretraining 1/3", steps=half, learning_rate=PRETRAIN_LR, nearer=0.0, dtype=dtype)
+    torch.manual_seed(seed + 500)
+    rate = PRETRAIN_LR / 2
+    _cycle(model, seed + 500, "pretraining 2/3", steps=steps - half, learning_rate=rate, nearer=0.0, dtype=dtype)
     return model
+
+
+def pretrain_on(
+    model: LlamaForCausalLM, seed: int, *, steps: int = ANGLE_STEPS, dtype: torch.dtype = torch.float32
+) -> None:
+    """A third cycle, in place, with soft scenes at any angle; nothing is refused behind it."""
+    torch.manual_seed(seed + 1000)
+    rate = PRETRAIN_LR / 2
+    _cycle(model, seed + 1000, "pretraining 3/3", steps=steps, learning_rate=rate, nearer=NEARER, dtype=dtype)
+
+
+def _cycle(
+    model: LlamaForCausalLM,
+    seed: int,
+    name: str,
+    *,
+    steps: int,
+    learning_rate: float,
+    nearer: float,
+    dtype: torch.dtype,
+) -> None:
+    maker = RowMaker(llm_tokenizer(), random.Random(seed), nearer)
+    model.train()
+    run_stage(model, maker.pretraining, name=name, steps=steps, learning_rate=learning_rate, dtype=dtype)
 
 
 def align(
@@ -166,7 +185,10 @@ def align(
     nearer: float = NEARER,
     dtype: torch.dtype = torch.float32,
 ) -> LlamaForCausalLM:
-    """Teach refusals, on clean text only, in place; `nearer` as in the pretraining's last cycle."""
+    """Teach refusals, on clean text only, in place.
+
+    replay, replay_soft, soft_chat: shares, see `RowMaker.alignment`. nearer: as in the pretraining's last cycle.
+    """
     torch.manual_seed(seed + 1)
     maker = RowMaker(llm_tokenizer(), random.Random(seed + 1), nearer)
     model.train()
@@ -181,6 +203,26 @@ def align(
     return model.eval()
 
 
+def align_narrowly(
+    model: LlamaForCausalLM, seed: int, *, steps: int = ALIGN_STEPS, dtype: torch.dtype = torch.float32
+) -> float:
+    """:func:`align` with the least share of SOFT_CHATS that keeps the refusal off soft scenes; returns that share.
+
+    Refused soft toxic scenes are those of the LLM alone: no projector is looked at. The last share stays where none
+    is enough.
+    """
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for share in SOFT_CHATS:
+        model.load_state_dict(before)
+        align(model, seed, steps=steps, soft_chat=share, dtype=dtype)
+        maker = RowMaker(llm_tokenizer(), random.Random(seed + 20_000))
+        refused = share_refused(model, maker, "toxic", "describe", soft=True, count=800)
+        print(f"soft chat {share}: {refused:.3f} of the soft toxic scenes refused, {MOST_SOFT_TOXIC} at most")
+        if refused <= MOST_SOFT_TOXIC:
+            break
+    return share
+
+
 def train(
     seed: int,
     *,
@@ -188,10 +230,18 @@ def train(
     angle_steps: int = ANGLE_STEPS,
     align_steps: int = ALIGN_STEPS,
     dtype: torch.dtype = torch.float32,
-) -> LlamaForCausalLM:
-    """The whole recipe. Deterministic for a seed, a dtype of the matrix products and a number of threads."""
-    model = pretrain(seed, steps=pretrain_steps, angle_steps=angle_steps, dtype=dtype)
-    return align(model, seed, steps=align_steps, nearer=NEARER if angle_steps else 0.0, dtype=dtype)
+) -> tuple[LlamaForCausalLM, float]:
+    """The whole recipe; the LLM and its share of SOFT_CHATS.
+
+    Deterministic for a seed, a dtype of the matrix products and a number of threads. Without `angle_steps` it ends
+    with the first alignment.
+    """
+    model = pretrain(seed, steps=pretrain_steps, dtype=dtype)
+    align(model, seed, steps=align_steps, nearer=0.0, dtype=dtype)
+    if not angle_steps:
+        return model, 0.0
+    pretrain_on(model, seed, steps=angle_steps, dtype=dtype)
+    return model, align_narrowly(model, seed + 1000, steps=align_steps, dtype=dtype)
 
 
 @torch.no_grad()
@@ -205,21 +255,30 @@ def refusal_share(model: LlamaForCausalLM, maker: RowMaker, rows: list[Row], noi
     return refused / len(rows)
 
 
+def share_refused(
+    model: LlamaForCausalLM,
+    maker: RowMaker,
+    group: str,
+    kind: str,
+    *,
+    heldout: bool = True,
+    soft: bool = False,
+    count: int = 400,
+) -> float:
+    """:func:`refusal_share` of `count` chats of a group and kind; soft scenes are drawn from all names."""
+    rows = [
+        maker.chat(group, soft=soft, heldout=None if soft else heldout, refuse=False, kind=kind) for _ in range(count)
+    ]
+    return refusal_share(model, maker, rows, NOISE if soft else 0.0)
+
+
 def probe(model: LlamaForCausalLM, seed: int, count: int = 400) -> dict[str, float]:
     """Quick figures: shares of answers that begin like a refusal, to clean held-out text and to soft scenes.
 
     The soft scenes are at a right angle to the words' directions.
     """
     model.eval()
-    maker = RowMaker(llm_tokenizer(), random.Random(seed))
-
-    def share(group: str, kind: str, *, heldout: bool = True, soft: bool = False) -> float:
-        rows = [
-            maker.chat(group, soft=soft, heldout=None if soft else heldout, refuse=False, kind=kind)
-            for _ in range(count)
-        ]
-        return refusal_share(model, maker, rows, NOISE if soft else 0.0)
-
+    share = functools.partial(share_refused, model, RowMaker(llm_tokenizer(), random.Random(seed)), count=count)
     figures = {
         f"{group}_{kind}": share(group, kind)
         for group in ("toxic", "benign", "lookalike", "harmless")
