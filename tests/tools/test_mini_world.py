@@ -101,7 +101,7 @@ def test_soft_chat_is_about_benign_scenes_and_is_answered(maker: RowMaker):
 
 
 def test_the_stages_of_the_recipe(monkeypatch: pytest.MonkeyPatch):
-    """Nearer angles come in the last cycle and the alignment behind it, which shows benign soft scenes where it must."""
+    """Nearer angles come in the last cycle and the alignment behind it, which shows soft scenes where it must."""
     stages: list[tuple[str, int, float, set[float]]] = []
     refused = iter([0.9, llm.MOST_SOFT_TOXIC])
 

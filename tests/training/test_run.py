@@ -20,7 +20,9 @@ from tga.training.settings import FitResult, TrainSettings
 from tga.vlm.families import family_of
 
 
-def run(work: Path, *, dtype: torch.dtype = torch.float32, **settings: Any) -> tuple[FitResult, list[dict[str, float]]]:
+def run(
+    work: Path, *, dtype: torch.dtype = torch.float32, stored_features: bool = False, **settings: Any
+) -> tuple[FitResult, list[dict[str, float]]]:
     """Train on seven samples in batches of two (the last one of an epoch has one sample)."""
     run_dir = work / "_".join(map(str, settings.values()))
     write_tiny_llava_json(work, n=7)
@@ -31,6 +33,7 @@ def run(work: Path, *, dtype: torch.dtype = torch.float32, **settings: Any) -> t
         model.to(dtype), family_of(model), collator, load_llava_json(work / "train.json", work / "images"),
         [TGA((0, 2))], TrainSettings(**chosen), run_dir, train=["projector"], centred=False, calibration=None,
         hyper_parameters={"base_model": {"vlm": "tiny"}}, ckpt_path=None, console=Console(quiet=True),
+        stored_features=stored_features,
     )  # fmt: skip
     return result, read_metrics(run_dir / "metrics.jsonl")
 

@@ -44,6 +44,7 @@ from tga.training.distributed import expected_processes
 from tga.training.prepare import prepare_model
 from tga.training.settings import TrainSettings
 from tga.training.stage import refuse_wrong_stage
+from tga.training.stored_features import check_stored_features
 from tga.vlm.chat_templates import TEMPLATES
 from tga.vlm.families import family_of, num_layers
 from tga.vlm.freezing import freeze, parameter_table
@@ -197,6 +198,9 @@ def _check_model(
     freeze(model, family, values["model"]["train"])
     if settings is None:
         return
+    if values["model"]["vision_features"] == "stored":
+        layer = getattr(model.config, "vision_feature_layer", None)
+        checked.ask(check_stored_features, family, layer, values["model"]["train"], settings.strategy)
     prepare_model(model, family, settings, values["model"]["train"], lora)
     for part, trains, frozen in parameter_table(model, family):
         checked.facts.append((f"parameters of the {part.replace('_', ' ')}", f"{trains:,} train, {frozen:,} frozen"))

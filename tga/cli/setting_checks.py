@@ -78,6 +78,7 @@ def _options(values: Mapping[str, Any]) -> list[tuple[str, Any, Sequence[Any]]]:
     model, evaluation, alignment = values["model"], values["evaluation"], values["alignment"]
     return [
         ("model.dtype", model["dtype"], list(DTYPES)),
+        ("model.vision_features", model["vision_features"], TARGETS),
         ("model.attn_implementation", model["attn_implementation"], ATTENTION),
         ("training.accelerator", values["training"]["accelerator"], ACCELERATORS),
         ("alignment.retrieved", alignment["retrieved"], RETRIEVED),

@@ -171,6 +171,7 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
             console=console,
             lora=lora,
             processes=processes,
+            stored_features=values["model"]["vision_features"] == "stored",
         )
     beside = total(peak_rss_mib(), result.device) - peak_rss_mib()  # memory of the other processes
     stop_processes()

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tga.data.picture import GreyPicture, load_picture
+from tga.data.picture import GreyPicture, Picture, load_picture
 from tga.data.sample import IMAGE_MARKER, Sample, Turn
 from tga.errors import UserError
 from tga.vlm.lm_loss import IGNORED_LABEL
@@ -29,6 +29,7 @@ from tga.vlm.token_spans import Encoded, encode_prompts, encode_texts
 FILLER = ""  # the id of a row that is no sample
 RETRIEVED = ("prompt", "loss", "none")
 Stored = Callable[[Sequence[str]], Tensor]
+Features = Callable[[Sequence[Picture]], Tensor]
 
 
 @dataclass
@@ -38,7 +39,8 @@ class Batch:
     Attributes:
         ids: the samples' ids; FILLER where a row is no sample.
         input_ids, attention_mask, labels: `[batch, tokens]` int64; labels are -100 where ignored.
-        pixel_values: float32, in the layout of the family (LLaVA-1.5: `[P, 3, height, width]`), None without pictures.
+        pixel_values: float32, in the layout of the family (LLaVA-1.5: `[P, 3, height, width]`), None without pictures;
+            or stored features `[P, image tokens, vision width]` (`tga.training.stored_features`).
         picture_inputs: what else the model's forward takes because of the pictures, by argument.
         image_mask, retrieved_mask: `[batch, tokens]` bool; the latter is False throughout where no text is in the
             prompt.
@@ -120,12 +122,22 @@ class Collator:
         pad = self.tokenizer.pad_token_id
         self.pad_token_id = pad if pad is not None else self.tokenizer.eos_token_id
         self.stored: Stored | None = None
+        self.features: Features | None = None
         self._filler: tuple[Sample, ...] = ()
 
     def with_stored(self, stored: Stored) -> Collator:
         """The same collator, whose batches bring stored states of the texts: texts -> `[layers, texts, width]`."""
         made = copy.copy(self)
         made.stored = stored
+        return made
+
+    def with_features(self, features: Features) -> Collator:
+        """The same collator, whose batches bring features of the pictures as `pixel_values`; no picture is opened.
+
+        features: pictures -> `[pictures, image tokens, vision width]`.
+        """
+        made = copy.copy(self)
+        made.features = features
         return made
 
     def with_fillers(self) -> Collator:
@@ -157,7 +169,8 @@ class Collator:
             samples = (*samples, *self._filler)
         for sample in samples:
             _check_markers(sample, self.picture_codec.token)
-        images = [[load_picture(image, sample.id) for image in sample.images] for sample in samples]
+        opened = [] if self.features is not None else samples
+        images = [[load_picture(image, sample.id) for image in sample.images] for sample in opened]
         prompts = self._prompts(samples, [[image.size for image in own] for own in images])
         input_ids = self._pad([prompt.input_ids for prompt in prompts], self.pad_token_id)
         attention = self._pad([torch.ones_like(prompt.input_ids) for prompt in prompts], 0)
@@ -166,6 +179,8 @@ class Collator:
         captions = self.texts(said)
         apart = self.texts(found) if found is not None else (None, None, None)
         pictures = self._picture_inputs(images, prompts, input_ids)
+        if self.features is not None and (shown := [image for sample in samples for image in sample.images]):
+            pictures = {"pixel_values": self.features(shown)}
         return Batch(
             ids=[sample.id for sample in samples],
             input_ids=input_ids,
@@ -208,7 +223,12 @@ class Collator:
         Raises:
             UserError: a file that is no picture or cannot be read.
         """
-        images = [load_picture(image, sample.id) for sample in samples for image in sample.images]
+        shown = [(image, sample.id) for sample in samples for image in sample.images]
+        return self.pixels([image for image, _ in shown], [name for _, name in shown])
+
+    def pixels(self, pictures: Sequence[Picture], names: Sequence[str]) -> Tensor:
+        """As :meth:`pictures`, of pictures by themselves; `names` are the ids of the samples that an error names."""
+        images = [load_picture(picture, name) for picture, name in zip(pictures, names, strict=True)]
         return self.picture_codec.inputs(images, [[] for _ in images])["pixel_values"]
 
     def _picture_inputs(
@@ -226,9 +246,9 @@ class Collator:
     def _prompts(self, samples: Sequence[Sample], sizes: Sequence[Sequence[tuple[int, int]]]) -> list[Encoded]:
         """Tokens of each sample, cut to `max_length`; `sizes` are the width and height of its pictures."""
         codec = self.picture_codec
-        tokens: list[int | Sequence[tuple[int, ...]]] = [
-            [codec.tokens(size) for size in own] if codec.vary else self.image_tokens for own in sizes
-        ]
+        tokens: list[int | Sequence[tuple[int, ...]]] = [self.image_tokens] * len(samples)
+        if codec.vary:
+            tokens = [[codec.tokens(size) for size in own] for own in sizes]
         rendered = [self._rendered(sample) for sample in samples]
         encoded = encode_prompts(rendered, self.tokenizer, image_tokens=tokens, image_token=codec.token)
         return [self._cut(prompt, sample) for prompt, sample in zip(encoded, samples, strict=True)]

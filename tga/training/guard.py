@@ -21,6 +21,11 @@ class FiniteGradients(lightning.Callback):
 
     def __init__(self) -> None:
         self._ids: list[str] = []
+        self._trained: dict[str, torch.nn.Parameter] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Find what trains: to walk through all parameters takes as long as a small model's optimiser step."""
+        self._trained = trainable_parameters(pl_module.model)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         """Remember the samples of the step."""
@@ -34,7 +39,7 @@ class FiniteGradients(lightning.Callback):
         Raises:
             UserError: with the parameters' and the samples' names.
         """
-        gradients = {name: p.grad for name, p in trainable_parameters(pl_module.model).items() if p.grad is not None}
+        gradients = {name: p.grad for name, p in self._trained.items() if p.grad is not None}
         ids, self._ids = self._ids, []
         if not gradients:  # DeepSpeed takes them away into buffers of its own as soon as they are there
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from tga.training.resume import checkpoint_to_continue, refuse_other_run, run_de
 from tga.training.saving import SaveCheckpoints
 from tga.training.settings import Calibration, FitResult, TrainSettings
 from tga.training.stage import refuse_wrong_stage
+from tga.training.stored_features import StoredFeatures, tower_left_out
 from tga.training.throughput import ModelFlops, Throughput, matmul_flops_per_s, model_flops, peak_device_mib
 from tga.training.trainer import build_trainer, quiet_trainer
 from tga.vlm.families import Family
@@ -65,6 +67,7 @@ def fit(
     console: Console,
     lora: LoraSettings | None = None,
     processes: Processes = ALONE,
+    stored_features: bool = False,
 ) -> FitResult:
     """Train `train` parts of the model and leave `run_dir/checkpoints/step-*.ckpt` and `run_dir/metrics.jsonl`.
 
@@ -75,6 +78,7 @@ def fit(
         ckpt_path: None, "last" (of this run directory) or a file to continue from.
         lora: adapters that train beside `train`, which does not hold the language model then.
         processes: which of how many this is; all call this function with the same arguments.
+        stored_features: run the vision tower once over each picture, before the first step, and leave it out after.
 
     Raises:
         UserError: see the modules that do the work; a checkpoint that does not fit, or a loss that is not finite.
@@ -104,7 +108,9 @@ def fit(
         console.print(f"Gradient checkpointing is active in {active} of {layers} decoder layers", highlight=False)
     if settings.strategy in SHARED_OUT:
         collator = collator.with_fillers()
-    data = _data(samples, collator, settings, processes)
+    features = StoredFeatures(samples) if stored_features else None
+    batches = collator if features is None else collator.with_features(features)
+    data = _data(samples, batches, settings, processes)
     collator([samples[0]])  # a sample that cannot be put together says so before the model moves
     throughput = Throughput(lambda: data.waited_s)
     callbacks = _callbacks(settings, throughput, run_dir, data, console)
@@ -124,7 +130,11 @@ def fit(
     agree_on(list(trainable_parameters(model).values()))
     module = _module(model, family, objectives, settings, data, centre, hyper_parameters)
     flops = model_flops(model, family)  # of the whole model: below its parameters may be shared out
-    with quiet_trainer():
+    with ExitStack() as stack:
+        if features is not None:
+            features.fill(model, family, collator, precision=settings.precision, quiet=not processes.first)
+            stack.enter_context(tower_left_out(model, family))
+        stack.enter_context(quiet_trainer())
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     return _result(module, trainer, throughput, flops, run_dir, resume_from, device)
 
