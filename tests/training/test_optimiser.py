@@ -55,6 +55,7 @@ class Trainer:
 def test_gradients_that_deepspeed_has_taken_away_are_not_missed() -> None:
     model, _ = tiny_llava()
     guard, module = FiniteGradients(), SimpleNamespace(model=model)
+    guard.on_train_start(SimpleNamespace(), module)  # type: ignore[arg-type]
     guard.on_before_optimizer_step(SimpleNamespace(global_step=0), module, None)  # type: ignore[arg-type]
 
 
@@ -63,6 +64,7 @@ def test_a_gradient_that_is_not_finite_names_the_samples_of_the_step(tmp_path: P
     optimizer = adamw(parameter_groups(module.model, module.family, 1e-3, None), betas=(0.9, 0.99), weight_decay=0)
     sum(module.step_losses(batch, 0.0).values()).backward()  # type: ignore[union-attr]
     guard, trainer = FiniteGradients(), Trainer()
+    guard.on_train_start(trainer, module)  # type: ignore[arg-type]
     guard.on_train_batch_start(trainer, module, batch, 0)  # type: ignore[arg-type]
     guard.on_before_optimizer_step(trainer, module, optimizer)  # type: ignore[arg-type]
     guard.on_train_batch_start(trainer, module, batch, 1)  # type: ignore[arg-type]
