@@ -67,13 +67,13 @@ def build_index(files: Sequence[Path], out: Path, job: Job, *, corpus_sha256: st
     return read_manifest(out)
 
 
-def check_out(out: Path) -> None:
-    """Raise RetrievalError when `out` is something that must not be replaced."""
+def check_out(out: Path, option: str = "out") -> None:
+    """Raise RetrievalError when `out`, given by a command's `option`, is something that must not be replaced."""
     if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise RetrievalError(
             "The output directory holds something else than an index",
             given=out,
-            remedy="out=DIR of a new or empty directory",
+            remedy=f"{option}=DIR of a new or empty directory",
         )
 
 

@@ -94,10 +94,25 @@ def test_one_problem_is_said_as_it_is(world: Path) -> None:
         ("model.projector=/no/such/projector", "There is no projector file"),
         ("training.precision=bf16", "32-true, bf16-mixed"),
         ("model.vision_feature_layer=7", "outside the vision tower"),
+        ("model.vision_features=cached", "online, stored"),
+        ("training.global_batch_size=7", "do not make the global batch"),
+        ("training.batch_size=null", "The size of a batch is not said"),
     ],
 )
 def test_a_mistake_is_found(world: Path, override: str, said: str) -> None:
     assert [text for text in map(str, preflight(values(world, override)).problems) if said in text]
+
+
+def test_stored_vision_features_want_a_tower_that_does_not_train(world: Path) -> None:
+    assert not preflight(values(world, "model.vision_features=stored")).problems
+    trains = values(world, "model.vision_features=stored", "model.train=[projector,vision_tower]")
+    assert [str(problem) for problem in preflight(trains).problems if "model.vision_features=online" in str(problem)]
+
+
+def test_a_place_that_is_no_index_is_named_by_its_own_key(world: Path) -> None:
+    place = [f"data.index_dir={world}/train.json", f"encoder.name=local-dir:{world}"]
+    found = preflight(values(world, "alignment.retrieved=loss", f"data.captions={world}/train.json", *place))
+    assert [str(problem) for problem in found.problems if "data.index_dir=DIR of a new" in str(problem)]
 
 
 def test_missing_corpus_and_neighbours_are_named(world: Path) -> None:

@@ -115,7 +115,7 @@ def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
 
 
 def test_the_last_checkpoint_is_the_one_of_most_steps(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no checkpoint to continue from"):
+    with pytest.raises(UserError, match="no checkpoint here"):
         latest_checkpoint(tmp_path)
     for step in (9, 10, 100):
         (tmp_path / f"step-{step:08d}.ckpt").touch()

@@ -80,6 +80,9 @@ def write_report(report_dir: Path, results: Results, values: Mapping[str, Any], 
     text = {key: found[key] for found in results.numbers.values() for key in SHARED_METRICS if key in found}
     said[:0] = [f"{key} {value:.3f}: the language model alone, whatever the projector." for key, value in text.items()]
     said += _about_variants(values) + _about_steered(values)
+    known = {key for found in results.numbers.values() for key in found}
+    if nowhere := [column for column in columns if column not in known]:
+        said.append(f"No run has a number for: {', '.join(nowhere)}. The keys are those of the runs' summary.json.")
     title = f"{', '.join(methods)} over seeds {', '.join(map(str, values['seeds']))}"
     everything: list[Table] = [*tables, *(table for table in scenes if table is not None)]
     write_text(report_dir / "table.md", markdown(title, everything, said))

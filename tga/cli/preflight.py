@@ -159,7 +159,7 @@ def _check_index(values: Mapping[str, Any]) -> None:
     EncoderChoice(**values["encoder"]).spec.check()
     index_settings(values["index"])
     if values["data"]["index_dir"] is not None:
-        check_out(Path(values["data"]["index_dir"]))
+        check_out(Path(values["data"]["index_dir"]), "data.index_dir")
     check_faiss()
 
 

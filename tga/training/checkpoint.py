@@ -191,10 +191,8 @@ def latest_checkpoint(directory: Path) -> Path:
     """
     found = sorted(Path(directory).glob("step-*.ckpt"))
     if not found:
-        remedy = "run_dir=DIRECTORY of the run to continue, or ckpt_path=null to start afresh"
-        raise UserError(
-            "There is no checkpoint to continue from", given=directory, allowed="step-*.ckpt", remedy=remedy
-        )
+        remedy = "name the directory of a run or one of its .ckpt files; a new training begins with ckpt_path=null"
+        raise UserError("There is no checkpoint here", given=directory, allowed="step-*.ckpt", remedy=remedy)
     return found[-1]
 
 
