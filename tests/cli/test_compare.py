@@ -86,7 +86,7 @@ def test_each_run_is_told_its_method_seed_and_the_rest(
     assert [directory_of(cell) for cell in runs] == ["baseline-seed3", "tga-seed3", "baseline-seed4", "tga-seed4"]
     assert runs[1].directory == tmp_path / "out" / "runs" / f"tga-seed3-{runs[1].config_hash[:8]}"
     place = f"run_dir='{runs[1].directory}'"
-    general = ["export=null", "training.processes=1", *PARTS, "training.max_steps=7", "alignment=tga", "seed=3"]
+    general = ["export=null", *PARTS, "training.max_steps=7", "alignment=tga", "seed=3"]
     assert runs[1].command == (sys.executable, "-m", "tga.cli.train", *general, "alignment.pair_weight=2", place)
     assert "alignment.pair_weight=2" not in runs[0].command, "the baseline has no such setting"
 
@@ -198,7 +198,7 @@ def test_a_variant_is_a_trained_method_under_overrides_of_its_own(
     assert call(monkeypatch, tmp_path, *settings, "methods=[low_short,baseline,tga,tga_low]") == 0
     assert [cell.method for cell in runs] == ["baseline", "tga", "tga_low", "low_short"]
     variant, steered = runs[2], runs[3]
-    before = ["export=null", "training.processes=1", *PARTS, "alignment=tga", "seed=3", "alignment.pair_weight=2"]
+    before = ["export=null", *PARTS, "alignment=tga", "seed=3", "alignment.pair_weight=2"]
     own = ["alignment.layers=[0]", "alignment.pair_weight=5"]
     assert variant.command[3:-1] == (*before, *own), "its own overrides come last, so they win"
     assert directory_of(variant) == "tga_low-seed3" and variant.config_hash != runs[1].config_hash

@@ -117,26 +117,48 @@ def test_nobody_outlives_anybody(world: Path, victim: str) -> None:
     if victim == "other":
         os.kill(other, signal.SIGKILL)
         _, told = first.communicate(timeout=90)
-        assert first.returncode == 1 and told
+        assert first.returncode == 1 and "process 1 of this training ended with code -9" in told
     else:
         first.kill()
         first.communicate()
         wait_until(lambda: not is_there(other))
 
 
-def test_what_does_not_go_together() -> None:
+def test_what_does_not_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for training, sweep, said in (
-        ({"processes": 2, "strategy": "single"}, False, "training=ddp"),
-        ({"processes": 2, "strategy": "ddp"}, True, "training.processes=1"),
+        ({"processes": 2, "strategy": "single", "accelerator": "cpu"}, False, "training=ddp"),
+        ({"processes": 1, "strategy": "fsdp2", "accelerator": "cpu"}, False, "nobody to share"),
+        ({"processes": 2, "strategy": "ddp", "accelerator": "cpu"}, True, "training.processes=1"),
+        ({"processes": 2, "strategy": "ddp", "accelerator": "auto"}, False, "training.processes=2, 1 GPUs"),
     ):
         with pytest.raises(UserError, match=said), own_processes(training, sweep=sweep):
             raise AssertionError("the block must not run")
 
 
+def test_what_the_one_that_failed_said_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This process is cut off from it and fails by that alone; a mistake of its own is told alone."""
+
+    def start(rank: int, shared: object, log: str) -> subprocess.Popen[bytes]:
+        with open(log, "wb") as said:
+            return subprocess.Popen([sys.executable, "-c", "import sys; print('sample 17'); sys.exit(3)"], stdout=said)
+
+    monkeypatch.setattr("tga.cli.own_processes._start", start)
+    training = {"processes": 2, "strategy": "ddp", "accelerator": "cpu"}
+    with pytest.raises(RuntimeError, match="closed"), own_processes(training):
+        raise RuntimeError("connection closed")
+    assert "process 1 of this training ended with code 3; it said:\nsample 17" in capsys.readouterr().err
+    with pytest.raises(UserError, match="mine"), own_processes(training):
+        raise UserError("mine")
+    assert "sample 17" not in capsys.readouterr().err
+
+
 def test_one_process_needs_no_strategy_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"processes": 1, "strategy": "ddp"}
     assert with_own_processes(values)["strategy"] == "single"
-    assert with_own_processes({**values, "strategy": "fsdp2"})["strategy"] == "fsdp2"  # refused: it is nobody's wish
     for name in ("RANK", "LOCAL_RANK", "GROUP_RANK"):
         monkeypatch.setenv(name, "0")
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):  # torchrun --nproc-per-node=1
@@ -178,7 +200,17 @@ def test_a_global_batch_is_divided(given: tuple[int, int, int, int], expected: t
 
 @pytest.mark.parametrize(
     "given",
-    [(256, 32, 1, 1), (256, 24, None, 1), (10, None, 1, 4), (2, None, 1, 4), (None, None, 1, 1), (None, 8, None, 1)],
+    [
+        (256, 32, 1, 1),
+        (256, 24, None, 1),
+        (10, None, 1, 4),
+        (2, None, 1, 4),
+        (None, None, 1, 1),
+        (None, 8, None, 1),
+        (8, 0, None, 1),
+        (8, None, 0, 1),
+        (None, -1, 1, 1),
+    ],
 )
 def test_a_global_batch_that_cannot_be_divided(given: tuple[int, int, int, int]) -> None:
     with pytest.raises(UserError, match="training.*batch_size"):

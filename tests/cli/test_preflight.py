@@ -14,6 +14,7 @@ from tests.tiny import write_tiny_llava_json, write_tiny_parts
 from tga.cli import preflight_room
 from tga.cli.preflight import preflight, require_ready
 from tga.errors import UserError
+from tga.training import stored_features
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +98,21 @@ def test_one_problem_is_said_as_it_is(world: Path) -> None:
         ("model.vision_features=cached", "online, stored"),
         ("training.global_batch_size=7", "do not make the global batch"),
         ("training.batch_size=null", "The size of a batch is not said"),
+        ("training.batch_size=0", "numbers from 1, or null"),
+        ("training.processes=2", "training=ddp"),
     ],
 )
 def test_a_mistake_is_found(world: Path, override: str, said: str) -> None:
     assert [text for text in map(str, preflight(values(world, override)).problems) if said in text]
 
 
-def test_stored_vision_features_want_a_tower_that_does_not_train(world: Path) -> None:
+def test_stored_vision_features_want_a_frozen_tower_and_memory(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not preflight(values(world, "model.vision_features=stored")).problems
     trains = values(world, "model.vision_features=stored", "model.train=[projector,vision_tower]")
     assert [str(problem) for problem in preflight(trains).problems if "model.vision_features=online" in str(problem)]
+    monkeypatch.setattr(stored_features, "MOST_OF_MEMORY", 1e-12)
+    [problem] = preflight(values(world, "model.vision_features=stored")).problems
+    assert "8 pictures" in str(problem)
 
 
 def test_a_place_that_is_no_index_is_named_by_its_own_key(world: Path) -> None:

@@ -16,6 +16,7 @@ from tga.data.picture import Picture
 from tga.errors import UserError
 from tga.training import stored_features
 from tga.training.stored_features import StoredFeatures, check_stored_features, tower_left_out
+from tga.training.throughput import model_flops
 from tga.vlm.families import LLAVA, QWEN2_5_VL, family_of
 
 
@@ -47,7 +48,7 @@ def test_the_forward_is_that_of_the_tower(tmp_path: Path, strategy: str) -> None
 def test_a_training_has_the_same_losses_and_opens_each_picture_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, online = run(tmp_path / "online", epochs=2)
+    all_runs, online = run(tmp_path / "online", epochs=2)
     opened: list[Picture] = []
     real = Collator.pixels
 
@@ -56,10 +57,19 @@ def test_a_training_has_the_same_losses_and_opens_each_picture_once(
         return real(self, pictures, names)
 
     monkeypatch.setattr(Collator, "pixels", counted)
-    _, stored = run(tmp_path / "stored", epochs=2, stored_features=True)
+    result, stored = run(tmp_path / "stored", epochs=2, stored_features=True, num_workers=2)
     assert len(stored) == len(online) > 4
     assert [row["loss"] for row in stored] == pytest.approx([row["loss"] for row in online], rel=1e-4)
     assert len(opened) == len(set(opened)) > 0
+    assert 0 < result.model_flop_utilisation and all_runs.samples == result.samples
+
+
+def test_the_arithmetic_of_a_step_leaves_the_tower_out() -> None:
+    model, _ = tiny_llava()
+    family = family_of(model)
+    whole, without = (model_flops(model, family, tower_runs=runs).per_image_token for runs in (True, False))
+    tower = sum(parameter.numel() for parameter in model.model.vision_tower.parameters())
+    assert whole - without == pytest.approx(6 * tower)  # nothing is frozen here
 
 
 def test_too_many_features_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +78,11 @@ def test_too_many_features_for_the_machine(tmp_path: Path, monkeypatch: pytest.M
     samples = load_llava_json(tmp_path / "train.json", tmp_path / "images")
     collator = Collator(processor, "plain", image_tokens=4, retrieved="none", max_length=128)
     monkeypatch.setattr(stored_features, "MOST_OF_MEMORY", 1e-12)
-    with pytest.raises(UserError, match="8 pictures.*model.vision_features=online"):
-        StoredFeatures(samples).fill(model, family_of(model), collator, precision="32-true", quiet=True)
+    for processes, said in ((1, "8 pictures;"), (2, "8 pictures in each of 2 processes;")):
+        with pytest.raises(UserError, match=f"{said}.*model.vision_features=online"):
+            StoredFeatures(samples).fill(
+                model, family_of(model), collator, precision="32-true", processes_here=processes, quiet=True
+            )
 
 
 def test_runs_whose_features_cannot_be_stored() -> None:

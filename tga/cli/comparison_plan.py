@@ -33,8 +33,6 @@ OWN = (
 PER_RUN = {"seed": "seeds=[0,1,2]", "alignment": "methods=[baseline,tga]", "ckpt_path": "a second call, which goes on"}
 DEVICES = {"auto": "auto", "cpu": "cpu", "cuda": "cuda"}
 ENTRY_KEYS = {"of", "overrides"}
-# Of each training run, unless the command says otherwise: runs beside each other share out the cores already.
-DEFAULTS = ("export=null", "training.processes=1")
 RUNS = "runs"  # in the directory of the comparison
 
 
@@ -136,7 +134,7 @@ def plan_runs(values: Mapping[str, Any], overrides: Sequence[str], run_dir: Path
     for seed in values["seeds"]:
         made = {}
         for method, (of, own) in trained.items():
-            arguments = [*DEFAULTS, *general, f"alignment={of}", f"seed={seed}", *fitting[of], *own]
+            arguments = ["export=null", *general, f"alignment={of}", f"seed={seed}", *fitting[of], *own]
             made[method] = _planned("train", method, seed, arguments, run_dir, None)
         for method in values["methods"]:
             if method in values["steered"]:

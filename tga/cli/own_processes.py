@@ -13,18 +13,22 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from tga.child_process import end_without, module_command, module_environment
+from tga.cli.common import describe_error
 from tga.errors import UserError
-from tga.training.distributed import is_launched
+from tga.training.distributed import check_own_processes, is_launched
 
 PARENT = "TGA_TRAIN_PARENT"  # in a process that another one started: whose it is
 GRACE_S = 20.0  # a mistake that all of them find is the first one's to tell
+FAILS_WITHIN_S = 5.0  # after the first one has lost another
 SHOWN_LINES = 30
 
 
@@ -51,15 +55,21 @@ def own_processes(training: Mapping[str, Any], *, sweep: bool = False) -> Iterat
         sweep: this is one of several runs of a Hydra multirun, whose command line is not that of one run.
 
     Raises:
-        UserError: several processes for a strategy of one, or in a sweep.
+        UserError: see :func:`tga.training.distributed.check_own_processes`; several processes in a sweep.
     """
     if started_here():
         end_without(int(os.environ[PARENT]))
     count = training["processes"]
+    check_own_processes(count, training["strategy"], training["accelerator"])
     if count in (None, 1) or is_launched():
         yield
         return
-    _check(training, sweep=sweep)
+    if sweep:
+        raise UserError(
+            "A sweep (-m) trains in one process: the others would have to run all of it",
+            given=f"training.processes={count}",
+            remedy="training.processes=1, or a command for each run",
+        )
     shared = _variables(count)
     before = {name: os.environ.get(name) for name in (*shared, "RANK", "LOCAL_RANK", PARENT)}
     with tempfile.TemporaryDirectory() as logs:
@@ -71,6 +81,11 @@ def own_processes(training: Mapping[str, Any], *, sweep: bool = False) -> Iterat
             yield
             for other in others:
                 other.wait()
+        except Exception as error:
+            # Where another one fails this one is cut off from it, and what it then says explains nothing.
+            if describe_error(error) is None:
+                _tell_who_failed(others, logs, time.monotonic() + FAILS_WITHIN_S)
+            raise
         finally:
             ended.set()
             for other in others:
@@ -78,22 +93,6 @@ def own_processes(training: Mapping[str, Any], *, sweep: bool = False) -> Iterat
                 other.wait()
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _check(training: Mapping[str, Any], *, sweep: bool) -> None:
-    given = f"training.processes={training['processes']}"
-    if training["strategy"] == "single":
-        raise UserError(
-            "Several processes, and a strategy for one",
-            given=f"{given}, training.strategy=single",
-            remedy="training=ddp (or fsdp2, deepspeed) beside training.processes, or training.processes=null",
-        )
-    if sweep:
-        raise UserError(
-            "A sweep (-m) trains in one process: the others would have to run all of it",
-            given=given,
-            remedy="training.processes=1, or a command for each run",
-        )
 
 
 def _variables(count: int) -> dict[str, str]:
@@ -122,20 +121,23 @@ def _start(rank: int, shared: Mapping[str, str], log: str) -> subprocess.Popen[b
 def _watch(others: Sequence[subprocess.Popen[bytes]], logs: str, ended: threading.Event) -> None:
     """End this process where another one has failed and this one has not found out by itself."""
     while not ended.wait(0.5):
-        failed = [rank for rank, other in enumerate(others, start=1) if other.poll() not in (None, 0)]
-        if failed and not ended.wait(GRACE_S):
-            rank = failed[0]
-            with open(f"{logs}/{rank}.log", errors="replace") as log:
-                _show_end(rank, others[rank - 1].returncode, log, sys.stderr)
+        if any(other.poll() not in (None, 0) for other in others) and not ended.wait(GRACE_S):
+            _tell_who_failed(others, logs, 0.0)
             for other in others:
                 other.kill()
             os._exit(1)
 
 
-def _show_end(rank: int, code: int, log: IO[str], out: IO[str]) -> None:
-    lines = log.read().splitlines()[-SHOWN_LINES:]
-    print(f"\nError: process {rank} of this training ended with code {code}; it said:", *lines, sep="\n", file=out)
-    out.flush()
+def _tell_who_failed(others: Sequence[subprocess.Popen[bytes]], logs: str, until: float) -> None:
+    """Show what the first process said that ended by a failure of its own; wait for one until a monotonic time."""
+    while not (failed := [rank for rank, other in enumerate(others, start=1) if other.poll() not in (None, 0)]):
+        if time.monotonic() > until:
+            return
+        time.sleep(0.2)
+    rank = failed[0]
+    lines = Path(f"{logs}/{rank}.log").read_text(errors="replace").splitlines()[-SHOWN_LINES:]
+    first = f"\nError: process {rank} of this training ended with code {others[rank - 1].returncode}; it said:"
+    print(first, *lines, sep="\n", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -40,11 +40,11 @@ from tga.errors import UserError
 from tga.evaluation.suite import metrics_from_config, read_metric_questions
 from tga.training.base_model import BaseModel
 from tga.training.centre import check_centre
-from tga.training.distributed import expected_processes
+from tga.training.distributed import expected_processes, is_launched, launched
 from tga.training.prepare import prepare_model
 from tga.training.settings import TrainSettings
 from tga.training.stage import refuse_wrong_stage
-from tga.training.stored_features import check_stored_features
+from tga.training.stored_features import check_stored_features, require_memory
 from tga.vlm.chat_templates import TEMPLATES
 from tga.vlm.families import family_of, num_layers
 from tga.vlm.freezing import freeze, parameter_table
@@ -200,7 +200,9 @@ def _check_model(
         return
     if values["model"]["vision_features"] == "stored":
         layer = getattr(model.config, "vision_feature_layer", None)
-        checked.ask(check_stored_features, family, layer, values["model"]["train"], settings.strategy)
+        with checked.asking():
+            check_stored_features(family, layer, values["model"]["train"], settings.strategy)
+            _check_room_for_features(model, pictures, values, checked.samples)
     prepare_model(model, family, settings, values["model"]["train"], lora)
     for part, trains, frozen in parameter_table(model, family):
         checked.facts.append((f"parameters of the {part.replace('_', ' ')}", f"{trains:,} train, {frozen:,} frozen"))
@@ -211,6 +213,15 @@ def _check_model(
         checked.take(memory_of_a_step(model, family, settings, prompt, len(kept), processes))
     for finding in disks(values, settings, model, len(kept) * width, checked.samples):
         checked.take(finding)
+
+
+def _check_room_for_features(
+    model: Any, pictures: Pictures, values: Mapping[str, Any], samples: Sequence[Sample] | None
+) -> None:
+    """An upper bound: samples with a picture, where one picture may belong to several."""
+    shown = sum(len(sample.images) for sample in samples or ())
+    bytes_each = pictures.count() * model.config.vision_config.hidden_size * model.dtype.itemsize
+    require_memory(shown, bytes_each, launched().local_size if is_launched() else values["training"]["processes"] or 1)
 
 
 def _first_prompt(

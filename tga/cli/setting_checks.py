@@ -25,7 +25,7 @@ from tga.errors import UserError
 from tga.evaluation.suite import metrics_from_config
 from tga.export.run import FORMATS
 from tga.training.base_model import BaseModel
-from tga.training.distributed import check_deepspeed
+from tga.training.distributed import check_deepspeed, check_own_processes
 from tga.training.resume import checkpoint_to_continue
 from tga.training.settings import ACCELERATORS, check_precision
 from tga.training.trainer import check_loggers
@@ -105,6 +105,7 @@ def _check_device(accelerator: Any) -> None:
 def _check_strategy(training: Mapping[str, Any]) -> None:
     if training["strategy"] == "deepspeed":
         check_deepspeed(training["accelerator"])
+    check_own_processes(training["processes"], training["strategy"], training["accelerator"])
 
 
 def _check_attention(implementation: Any) -> None:

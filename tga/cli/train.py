@@ -117,13 +117,13 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
     if values["prepare"].get("_target_") is not None:
         require_settings(values)  # what it writes is not there yet: the rest can be looked at behind it only
     _say_slow_precision(values, console)
-    with watch.stage("prepare"):
-        if processes.local_rank == 0:
-            prepare(config)  # while the other processes are still starting
-        start_processes(training["strategy"], training["accelerator"], sweep=sweep)
-        wait_for_all()
+    start_processes(training["strategy"], training["accelerator"], sweep=sweep)
     config.run_dir = agreed(str(config.run_dir))  # its default is a time, which each process has its own of
     values = plain(config)
+    with watch.stage("prepare"):
+        if processes.local_rank == 0:
+            prepare(config)
+        wait_for_all()
     with watch.stage("load"):
         data = require_ready(values, lambda text: console.print(text, soft_wrap=True, highlight=False))
         settings, values["alignment"] = (

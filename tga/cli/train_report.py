@@ -18,7 +18,7 @@ from tga.training.settings import FitResult
 
 SHOWN = (
     "steps", "samples_per_s", "tokens_per_s", "data_wait_share", "model_flop_utilisation", "guide_gradient_norm",
-    "train_s", "total_s", "peak_rss_mib", "peak_device_mib",
+    "features_s", "train_s", "total_s", "peak_rss_mib", "peak_device_mib",
 )  # fmt: skip
 
 
@@ -44,6 +44,7 @@ def training_summary(result: FitResult, values: Mapping[str, Any], processes: Pr
         "seed": values["seed"],
         "steps": result.steps,
         "samples": result.samples,
+        **({} if result.features_s is None else {"features_s": round(result.features_s, 3)}),
         "train_s": round(result.train_s, 3),
         "samples_per_s": round(result.samples_per_s, 3),
         "tokens_per_s": round(result.tokens_per_s, 1),

@@ -69,6 +69,31 @@ def expected_processes(wanted: int | None) -> int:
     return launched().size if is_launched() else wanted or 1
 
 
+def check_own_processes(count: int | None, strategy: str, accelerator: str) -> None:
+    """Refuse a number of processes that tga-train cannot start here, or a strategy that is not for it.
+
+    Raises:
+        UserError: several processes and a strategy of one, the other way round, or more processes than GPUs.
+    """
+    if is_launched() or count is None:
+        return
+    given = f"training.processes={count}, training.strategy={strategy}"
+    if count > 1 and strategy == "single":
+        remedy = "training=ddp (or fsdp2, deepspeed) beside training.processes, or training.processes=null"
+        raise UserError("Several processes, and a strategy for one", given=given, remedy=remedy)
+    if count == 1 and strategy in SHARED_OUT:
+        remedy = "training=default (or ddp), or training.processes=2 and more"
+        raise UserError("One process has nobody to share the weights out to", given=given, remedy=remedy)
+    devices = torch.cuda.device_count() if accelerator != "cpu" and torch.cuda.is_available() else count
+    if count > devices:
+        raise UserError(
+            "There is not a GPU for each process",
+            given=f"training.processes={count}, {devices} GPUs",
+            allowed=f"1 to {devices}",
+            remedy=f"training.processes={devices}, or torchrun over several machines",
+        )
+
+
 def check_processes(strategy: str, *, sweep: bool = False) -> Processes:
     """Which process this is, of those that the strategy is for; nothing is connected.
 
@@ -234,6 +259,7 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], mesh: Any) -> None:
 def _environment() -> ClusterEnvironment | None:
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
-    if SLURMEnvironment.detect():
+    # A batch script for one task has SLURM's variables without srun, too, and nobody beside it.
+    if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
         return SLURMEnvironment(auto_requeue=False)
     return None

@@ -6,6 +6,7 @@ Everything that can be wrong with settings, samples or a checkpoint is found bef
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -129,14 +130,25 @@ def fit(
         objectives = with_centre(objectives, centre, _union(objectives))
     agree_on(list(trainable_parameters(model).values()))
     module = _module(model, family, objectives, settings, data, centre, hyper_parameters)
-    flops = model_flops(model, family)  # of the whole model: below its parameters may be shared out
+    # Of the whole model: below its parameters may be shared out.
+    flops = model_flops(model, family, tower_runs=features is None)
+    features_s: float | None = None
     with ExitStack() as stack:
         if features is not None:
-            features.fill(model, family, collator, precision=settings.precision, quiet=not processes.first)
+            started = time.perf_counter()
+            features.fill(
+                model,
+                family,
+                collator,
+                precision=settings.precision,
+                processes_here=processes.local_size,
+                quiet=not processes.first,
+            )
+            features_s = time.perf_counter() - started
             stack.enter_context(tower_left_out(model, family))
         stack.enter_context(quiet_trainer())
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
-    return _result(module, trainer, throughput, flops, run_dir, resume_from, device)
+    return _result(module, trainer, throughput, flops, run_dir, resume_from, device, features_s)
 
 
 def _data(samples: Sequence[Sample], collator: Collator, settings: TrainSettings, processes: Processes) -> SampleData:
@@ -150,7 +162,7 @@ def _data(samples: Sequence[Sample], collator: Collator, settings: TrainSettings
         epochs=settings.epochs,
         seed=settings.seed,
         max_batches=limit,
-        num_workers=settings.num_workers,
+        num_workers=settings.num_workers if collator.features is None else 0,  # there is nothing to decode
         pin_memory=torch.cuda.is_available() and settings.accelerator != "cpu",
         grouping=settings.grouping,
         batches_per_step=settings.accumulate_batches * processes.size,
@@ -271,6 +283,7 @@ def _result(
     run_dir: Path,
     resume_from: Path | None,
     device: torch.device,
+    features_s: float | None,
 ) -> FitResult:
     """What came out; the checkpoint is the one that this run wrote, or went on from where nothing was left to do."""
     rows = read_metrics(run_dir / "metrics.jsonl")
@@ -287,6 +300,7 @@ def _result(
         steps=trainer.global_step,
         samples=int(samples),
         train_s=seconds,
+        features_s=features_s,
         samples_per_s=samples / seconds if seconds else 0.0,
         tokens_per_s=tokens / seconds if seconds else 0.0,
         data_wait_share=throughput.data_wait_share,

@@ -40,21 +40,25 @@ def divided_batch(
     given = (
         f"training.global_batch_size={global_batch_size}, batch_size={batch_size}, "
         f"accumulate_batches={accumulate_batches}, {processes} {'process' if processes == 1 else 'processes'}"
-    )
+    ).replace("None", "null")
+    sizes = (global_batch_size, batch_size, accumulate_batches)
+    if any(size is not None and size < 1 for size in sizes):
+        remedy = "training.NAME=VALUE"
+        raise UserError("Batches are made of samples", given=given, allowed="numbers from 1, or null", remedy=remedy)
     if global_batch_size is None:
         if batch_size is None or accumulate_batches is None:
             problem, remedy = "The size of a batch is not said", "training.batch_size=32 training.accumulate_batches=1"
-            raise UserError(problem, given=given.replace("None", "null"), remedy=f"{remedy}, or a global_batch_size")
+            raise UserError(problem, given=given, remedy=f"{remedy}, or a global_batch_size")
         return batch_size, accumulate_batches
     if batch_size is None:
-        accumulate_batches = accumulate_batches or 1
+        accumulate_batches = 1 if accumulate_batches is None else accumulate_batches
         batch_size = global_batch_size // (accumulate_batches * processes)
     elif accumulate_batches is None:
         accumulate_batches = global_batch_size // (batch_size * processes)
     if batch_size * accumulate_batches * processes != global_batch_size or not batch_size:
         raise UserError(
             "The batches of all processes do not make the global batch",
-            given=given.replace("None", "null"),
+            given=given,
             allowed="global_batch_size = batch_size x accumulate_batches x processes",
             remedy="training.batch_size=null (or accumulate_batches=null) takes what is left of a global_batch_size "
             "that the others divide; training.global_batch_size=null what comes of the others",
@@ -151,6 +155,7 @@ class FitResult:
         steps: optimiser steps of the whole run; `samples` (of all processes) and `train_s` are those since it was
             started or resumed.
         tokens_per_s: of all processes, image tokens included, padding left out.
+        features_s: seconds in which the vision tower ran over all pictures before `train_s`, None where each step does.
         data_wait_share: of the time, spent waiting for batches.
         model_flop_utilisation: arithmetic that the model needs over what the device can do, see
             `tga.training.throughput`.
@@ -165,6 +170,7 @@ class FitResult:
     checkpoint: Path
     steps: int
     samples: int
+    features_s: float | None
     train_s: float
     samples_per_s: float
     tokens_per_s: float

@@ -39,12 +39,12 @@ class StoredFeatures:
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self._rows: dict[Picture, int] = {}
-        self._first: list[Sample] = []  # a sample for each picture, which an error can name
+        self._names: list[str] = []  # the id of a sample with each picture, which an error can name
         for sample in samples:
             for picture in sample.images:
                 if picture not in self._rows:
                     self._rows[picture] = len(self._rows)
-                    self._first.append(sample)
+                    self._names.append(sample.id)
         self._features: Tensor | None = None
 
     def __len__(self) -> int:
@@ -57,8 +57,20 @@ class StoredFeatures:
         return self._features[[self._rows[picture] for picture in pictures]]
 
     @torch.no_grad()
-    def fill(self, model: Any, family: Family, collator: Collator, *, precision: str, quiet: bool = False) -> None:
+    def fill(
+        self,
+        model: Any,
+        family: Family,
+        collator: Collator,
+        *,
+        precision: str,
+        processes_here: int = 1,
+        quiet: bool = False,
+    ) -> None:
         """Run the tower over every picture, on its own device, as a training in `precision` would.
+
+        Args:
+            processes_here: that hold all features on this machine, each its own.
 
         Raises:
             UserError: a picture that cannot be read, or features that do not fit into memory; told before the second
@@ -69,12 +81,11 @@ class StoredFeatures:
         with tqdm(total=len(pictures), desc="vision features", unit="picture", disable=quiet) as bar:
             for start in range(0, len(pictures), BATCH_SIZE):
                 part = pictures[start : start + BATCH_SIZE]
-                names = [sample.id for sample in self._first[start : start + BATCH_SIZE]]
-                pixels = collator.pixels(part, names)
+                pixels = collator.pixels(part, self._names[start : start + BATCH_SIZE])
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
                     found = projector_inputs(model, family, pixels).cpu()
                 if self._features is None:
-                    _require_memory(len(pictures) * found[0].numel() * found.element_size(), len(pictures))
+                    require_memory(len(pictures), found[0].numel() * found.element_size(), processes_here)
                     self._features = torch.empty(len(pictures), *found.shape[1:], dtype=found.dtype)
                 self._features[start : start + len(part)] = found
                 bar.update(len(part))
@@ -133,12 +144,18 @@ class _StandIn(nn.Module):
         return BaseModelOutputWithPooling(last_hidden_state=states, hidden_states=(states,) * self._layers)
 
 
-def _require_memory(needed: int, pictures: int) -> None:
-    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def require_memory(pictures: int, bytes_each: int, processes_here: int) -> None:
+    """Refuse features that would take more than half of the machine's memory.
+
+    Raises:
+        UserError: saying how much they take and how much there is.
+    """
+    needed, has = pictures * bytes_each * processes_here, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > MOST_OF_MEMORY * has:
+        in_all = f" in each of {processes_here} processes" if processes_here > 1 else ""
         raise UserError(
             "Stored vision features would take too much memory",
-            given=f"{needed / 2**30:.1f} GiB for {pictures:,} pictures; the machine has {has / 2**30:.1f} GiB",
+            given=f"{needed / 2**30:.1f} GiB for {pictures:,} pictures{in_all}; the machine has {has / 2**30:.1f} GiB",
             allowed=f"{MOST_OF_MEMORY:.0%} of it",
             remedy="model.vision_features=online",
         )

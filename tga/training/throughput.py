@@ -98,8 +98,11 @@ class ModelFlops:
         return sum(cost * number for cost, number in zip(costs, counts, strict=True))
 
 
-def model_flops(model: nn.Module, family: Family) -> ModelFlops:
-    """The costs of a model by what trains in it; from what does not train only the gradient's path is counted."""
+def model_flops(model: nn.Module, family: Family, *, tower_runs: bool = True) -> ModelFlops:
+    """The costs of a model by what trains in it; from what does not train only the gradient's path is counted.
+
+    tower_runs: the vision tower is part of a step; False where its features are stored.
+    """
     layers, head = component(model, family.decoder_layers), component(model, family.lm_head)
     projector, tower = component(model, family.projector), component(model, family.vision_tower)
     embeddings = component(model, family.embed_tokens).weight
@@ -110,7 +113,7 @@ def model_flops(model: nn.Module, family: Family) -> ModelFlops:
     return ModelFlops(
         per_token=_cost(layers),
         per_squared_token=6.0 * embeddings.shape[1] * num_layers(model, family),
-        per_image_token=_cost(projector) + tower_cost,
+        per_image_token=_cost(projector) + tower_cost * tower_runs,
         per_label=_cost(head),
     )
 
