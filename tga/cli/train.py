@@ -21,8 +21,8 @@ from rich.console import Console
 
 from tga.alignment.objective import Objective
 from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
-from tga.cli.common import config_hash, hydra_command, plain, prepare, start_run, write_summary
-from tga.cli.data import read_samples, source_of
+from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
+from tga.cli.data import read_samples
 from tga.cli.half_precision import bfloat16_on_cpu
 from tga.cli.locks import exclusive
 from tga.cli.own_processes import own_processes, share_of_cores, with_own_processes
@@ -37,6 +37,7 @@ from tga.cli.train_config import (
     train_settings,
     with_located_layers,
 )
+from tga.cli.train_description import hyper_parameters
 from tga.cli.train_report import print_outcome, resume_command, training_summary
 from tga.cli.train_targets import with_targets
 from tga.cli.value_checks import refuse, value_problems
@@ -61,7 +62,6 @@ from tga.training.distributed import (
     total,
     wait_for_all,
 )
-from tga.training.lora import LoraSettings
 from tga.training.resume import checkpoint_to_continue, refuse_other_run, run_description
 from tga.training.run import fit
 from tga.training.settings import FitResult
@@ -133,7 +133,7 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
         calibration = projector_calibration(values["model"]["calibration"])
         lora = lora_settings(values["model"]["lora"])
         base = BaseModel(**{name: values["model"][name] for name in BASE_FIELDS})
-        described = _hyper_parameters(config, values, base, lora)
+        described = hyper_parameters(config, values, base, lora)
         resume_from = checkpoint_to_continue(values["ckpt_path"], Path(values["run_dir"]))
         if resume_from is not None:
             refuse_other_run(resume_from, run_description(described, settings, len(data)))
@@ -253,39 +253,6 @@ def _restored(checkpoint: Path, model: Mapping[str, Any]) -> Any:
     """The trained model as a whole, of which each process held a share."""
     dtype, attention = DTYPES[model["dtype"]], model["attn_implementation"]
     return restore_model(read_checkpoint(checkpoint), dtype=dtype, attn_implementation=attention)[0]
-
-
-def _hyper_parameters(
-    config: DictConfig, values: Mapping[str, Any], base: BaseModel, lora: LoraSettings | None
-) -> dict[str, Any]:
-    """What a checkpoint says of its run: plain values only, and all that decides its numbers."""
-    alignment, model, data = values["alignment"], values["model"], values["data"]
-    noise = {"swapped_words": data["swapped_words"]} if data["swapped_words"] else {}
-    return {
-        **noise,
-        "base_model": base.located(),
-        "method": alignment["name"],
-        "alignment": {key: value for key, value in alignment.items() if key != "objectives"},
-        "objectives": alignment["objectives"],
-        "lora": None if lora is None else lora.plain(),
-        "model": {key: model[key] for key in ("train", "dtype", "calibration")},
-        "data": Path(source_of(data).name).name,
-        "template": data["template"],
-        "max_length": data["max_length"],
-        "neighbours_used": data["neighbours_used"],
-        "retrieval": _retrieval(values) if alignment["retrieved"] != "none" else None,
-        "config_hash": config_hash(config),
-    }
-
-
-def _retrieval(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the retrieved texts come from: files by their names alone, so that a data set may move."""
-    data, encoder = values["data"], values["encoder"]
-    if data["captions"] is None:
-        return {"neighbours": Path(data["neighbours"]).name}
-    captions = [data["captions"]] if isinstance(data["captions"], str) else data["captions"]
-    made_of = {"encoder": Path(str(encoder["name"])).name, "pretrained": encoder["pretrained"]}
-    return {"captions": [Path(path).name for path in captions], "k": data["neighbours_k"], **made_of}
 
 
 def _evaluate(loaded: Loaded, evaluation: Mapping[str, Any], run_dir: Path, device: torch.device) -> dict[str, float]:

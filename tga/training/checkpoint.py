@@ -191,7 +191,7 @@ def latest_checkpoint(directory: Path) -> Path:
     """
     found = sorted(Path(directory).glob("step-*.ckpt"))
     if not found:
-        remedy = "name the directory of a run or one of its .ckpt files; a new training begins with ckpt_path=null"
+        remedy = "run_dir=DIRECTORY of a run, or one of its .ckpt files; a new training begins with ckpt_path=null"
         raise UserError("There is no checkpoint here", given=directory, allowed="step-*.ckpt", remedy=remedy)
     return found[-1]
 

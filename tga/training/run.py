@@ -22,6 +22,7 @@ from tga.data.collate import Collator
 from tga.data.datamodule import SampleData
 from tga.data.sample import Sample
 from tga.errors import UserError
+from tga.training.calibration import calibrate_on_samples
 from tga.training.callbacks import MetricsFile, ProgressBar, parts_table, read_metrics
 from tga.training.centre import caption_centre, with_centre
 from tga.training.checkpoint import (
@@ -46,7 +47,6 @@ from tga.training.throughput import ModelFlops, Throughput, matmul_flops_per_s, 
 from tga.training.trainer import build_trainer, quiet_trainer
 from tga.vlm.families import Family
 from tga.vlm.freezing import freeze, parameter_table
-from tga.vlm.projector_init import calibrate_projector
 
 ALONE = Processes()
 
@@ -121,7 +121,7 @@ def fit(
     device = trainer.strategy.root_device
     model.to(device)
     if calibration is not None and resume_from is None:
-        _calibrate(model, family, collator, samples, calibration, settings.seed, device)
+        calibrate_on_samples(model, family, collator, samples, calibration, settings.seed, device)
     centre = None
     if centred:
         centre = _centre(model, family, collator, samples, objectives, settings, resume_from, device, console)
@@ -190,25 +190,6 @@ def _callbacks(
             weights_only=settings.strategy == "deepspeed",
         ),
     ]
-
-
-def _calibrate(
-    model: Any,
-    family: Family,
-    collator: Collator,
-    samples: Sequence[Sample],
-    calibration: Calibration,
-    seed: int,
-    device: torch.device,
-) -> None:
-    """Start the projector from the statistics of a seeded draw of training pictures."""
-    with_image = [sample for sample in samples if sample.images]
-    order = torch.randperm(len(with_image), generator=torch.Generator().manual_seed(seed))
-    drawn = [with_image[index] for index in order[: calibration.images].tolist()]
-    if not drawn:
-        raise UserError("There are no pictures to calibrate the projector on", remedy="model.calibration=null")
-    pixels = collator.pictures(drawn).to(device=device, dtype=model.dtype)
-    calibrate_projector(model, family, pixels, eps=calibration.eps, output_std_ratio=calibration.output_std_ratio)
 
 
 def _union(objectives: Sequence[Objective]) -> tuple[int, ...]:

@@ -60,8 +60,8 @@ def divided_batch(
             "The batches of all processes do not make the global batch",
             given=given,
             allowed="global_batch_size = batch_size x accumulate_batches x processes",
-            remedy="training.batch_size=null (or accumulate_batches=null) takes what is left of a global_batch_size "
-            "that the others divide; training.global_batch_size=null what comes of the others",
+            remedy="training.batch_size=null (or training.accumulate_batches=null) takes what is left of a global "
+            "batch that the others divide; training.global_batch_size=null what comes of the others",
         )
     return batch_size, accumulate_batches
 

@@ -1,7 +1,7 @@
 """What the projector takes of each picture, computed once before the first step and kept in memory.
 
 The vision tower is frozen, so a picture gives the projector the same features in every epoch. A training of several
-epochs over pictures whose features fit into memory (13 KB a picture in the mini world, 2.4 MB of LLaVA-1.5 in float32)
+epochs over pictures whose features fit into memory (2.4 MB a picture of LLaVA-1.5 in float32)
 then neither decodes a picture nor runs the tower again. While it trains, a stand-in takes the tower's place: batches
 bring features where they bring pixels otherwise. Losses are the same up to the rounding of sums in other batches.
 """
