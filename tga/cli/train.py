@@ -126,11 +126,8 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
         wait_for_all()
     with watch.stage("load"):
         data = require_ready(values, lambda text: console.print(text, soft_wrap=True, highlight=False))
-        settings, values["alignment"] = (
-            train_settings(training, processes.size),
-            with_located_layers(values["alignment"]),
-        )
-        calibration = projector_calibration(values["model"]["calibration"])
+        settings = train_settings(training, processes.size)
+        values["alignment"] = with_located_layers(values["alignment"])
         lora = lora_settings(values["model"]["lora"])
         base = BaseModel(**{name: values["model"][name] for name in BASE_FIELDS})
         described = hyper_parameters(config, values, base, lora)
@@ -165,7 +162,7 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
             run_dir,
             train=values["model"]["train"],
             centred=values["alignment"]["centred"],
-            calibration=calibration,
+            calibration=projector_calibration(values["model"]["calibration"]),
             hyper_parameters=described,
             ckpt_path=values["ckpt_path"],
             console=console,

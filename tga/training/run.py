@@ -91,12 +91,7 @@ def fit(
     hyper_parameters[FROZEN] = frozen_sample(model, trained)
     resume_from = checkpoint_to_continue(ckpt_path, run_dir)
     if resume_from is not None:
-        if settings.strategy == "deepspeed":
-            raise UserError(
-                "A run under DeepSpeed cannot be continued: its checkpoints hold no optimiser state",
-                given=resume_from,
-                remedy="training=fsdp2, whose runs can, or ckpt_path=null run_dir=ANOTHER_DIRECTORY",
-            )
+        _refuse_to_continue_deepspeed(settings, resume_from)
         refuse_other_run(resume_from, hyper_parameters)
         require_same_frozen(read_checkpoint(resume_from), model)
     prepare_model(model, family, settings, train, lora)
@@ -132,23 +127,32 @@ def fit(
     module = _module(model, family, objectives, settings, data, centre, hyper_parameters)
     # Of the whole model: below its parameters may be shared out.
     flops = model_flops(model, family, tower_runs=features is None)
-    features_s: float | None = None
     with ExitStack() as stack:
+        features_s = None
         if features is not None:
-            started = time.perf_counter()
-            features.fill(
-                model,
-                family,
-                collator,
-                precision=settings.precision,
-                processes_here=processes.local_size,
-                quiet=not processes.first,
-            )
-            features_s = time.perf_counter() - started
+            features_s = _fill(features, model, family, collator, settings, processes)
             stack.enter_context(tower_left_out(model, family))
         stack.enter_context(quiet_trainer())
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     return _result(module, trainer, throughput, flops, run_dir, resume_from, device, features_s)
+
+
+def _refuse_to_continue_deepspeed(settings: TrainSettings, resume_from: Path) -> None:
+    if settings.strategy == "deepspeed":
+        raise UserError(
+            "A run under DeepSpeed cannot be continued: its checkpoints hold no optimiser state",
+            given=resume_from,
+            remedy="training=fsdp2, whose runs can, or ckpt_path=null run_dir=ANOTHER_DIRECTORY",
+        )
+
+
+def _fill(features: StoredFeatures, model: Any, family: Family, collator: Collator, *rest: Any) -> float:
+    """Run the tower over all pictures; the seconds that it took. rest: the run's settings and processes."""
+    settings, processes = rest
+    started, quiet = time.perf_counter(), not processes.first
+    here = processes.local_size
+    features.fill(model, family, collator, precision=settings.precision, processes_here=here, quiet=quiet)
+    return time.perf_counter() - started
 
 
 def _data(samples: Sequence[Sample], collator: Collator, settings: TrainSettings, processes: Processes) -> SampleData:
