@@ -100,33 +100,31 @@ def fit(
     refuse_wrong_stage(model, family, objectives)
     console.print(parts_table(parameter_table(model, family)))
     if settings.gradient_checkpointing:
-        active, layers = active_checkpointing(model, family)
-        console.print(f"Gradient checkpointing is active in {active} of {layers} decoder layers", highlight=False)
+        said = "Gradient checkpointing is active in {} of {} decoder layers"
+        console.print(said.format(*active_checkpointing(model, family)), highlight=False)
     if settings.strategy in SHARED_OUT:
         collator = collator.with_fillers()
     features = StoredFeatures(samples) if stored_features else None
-    batches = collator if features is None else collator.with_features(features)
-    data = _data(samples, batches, settings, processes)
+    data = _data(samples, collator.with_features(features) if features else collator, settings, processes)
     collator([samples[0]])  # a sample that cannot be put together says so before the model moves
-    throughput = Throughput(lambda: data.waited_s)
-    callbacks = _callbacks(settings, throughput, run_dir, data, console)
+    callbacks = _callbacks(settings, throughput := Throughput(lambda: data.waited_s), run_dir, data, console)
     with quiet_trainer():
-        only_projector = set(train) == {"projector"}
-        trainer = build_trainer(settings, processes, callbacks, run_dir, all_parameters_used=only_projector)
+        alone = set(train) == {"projector"}
+        trainer = build_trainer(settings, processes, callbacks, run_dir, all_parameters_used=alone)
     device = trainer.strategy.root_device
     model.to(device)
     if calibration is not None and resume_from is None:
         calibrate_on_samples(model, family, collator, samples, calibration, settings.seed, device)
     centre = None
     if centred:
-        centre = _centre(model, family, collator, samples, objectives, settings, resume_from, device, console)
-        centre = centre.to(device)
+        centre = _centre(model, family, collator, samples, objectives, settings, resume_from, device, console).to(
+            device
+        )
         agree_on([centre])
         objectives = with_centre(objectives, centre, _union(objectives))
     agree_on(list(trainable_parameters(model).values()))
     module = _module(model, family, objectives, settings, data, centre, hyper_parameters)
-    # Of the whole model: below its parameters may be shared out.
-    flops = model_flops(model, family, tower_runs=features is None)
+    flops = model_flops(model, family, tower_runs=features is None)  # before parameters are shared out
     with ExitStack() as stack:
         features_s = None
         if features is not None:
