@@ -100,17 +100,15 @@ def fit(
     refuse_wrong_stage(model, family, objectives)
     console.print(parts_table(parameter_table(model, family)))
     if settings.gradient_checkpointing:
-        said = "Gradient checkpointing is active in {} of {} decoder layers"
-        console.print(said.format(*active_checkpointing(model, family)), highlight=False)
-    if settings.strategy in SHARED_OUT:
-        collator = collator.with_fillers()
+        console.print("Gradient checkpointing: {} of {} decoder layers".format(*active_checkpointing(model, family)))
+    collator = collator.with_fillers() if settings.strategy in SHARED_OUT else collator
     features = StoredFeatures(samples) if stored_features else None
     data = _data(samples, collator.with_features(features) if features else collator, settings, processes)
     collator([samples[0]])  # a sample that cannot be put together says so before the model moves
     callbacks = _callbacks(settings, throughput := Throughput(lambda: data.waited_s), run_dir, data, console)
     with quiet_trainer():
-        alone = set(train) == {"projector"}
-        trainer = build_trainer(settings, processes, callbacks, run_dir, all_parameters_used=alone)
+        used = set(train) == {"projector"}
+        trainer = build_trainer(settings, processes, callbacks, run_dir, all_parameters_used=used)
     device = trainer.strategy.root_device
     model.to(device)
     if calibration is not None and resume_from is None:
