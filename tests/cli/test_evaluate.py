@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import tiny_llava, tiny_llm, tiny_picture
+from tests.tiny import tiny_llava, tiny_llm, tiny_picture, tiny_tokenizer
 from tga.cli.evaluate import main
 
 
@@ -79,10 +79,36 @@ def test_one_model_has_plain_keys(world: Path, monkeypatch: pytest.MonkeyPatch) 
     assert summary["image_dsr_n"] == 3 and 0 <= summary["image_dsr_low"] <= summary["image_dsr"]
 
 
+JUDGED = "+evaluation.metrics.asr={file: toxic.jsonl, judge: unsafe}"
+TEXT_JUDGE = "evaluation.judge_model={path: llm, form: text, template: '{prompt} {answer}', unsafe: dog, safe: cat}"
+
+
+def test_a_model_judges_after_the_models_have_answered(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_tokenizer().save_pretrained(world / "llm")
+    arguments = ["evaluation.root=.", *METRICS[:1], JUDGED, TEXT_JUDGE, "evaluation.max_new_tokens=4", "run_dir=out"]
+    assert call(monkeypatch, world, "models={one: vlm, two: vlm}", *arguments) == 0
+    summary = json.loads((world / "out" / "summary.json").read_text())
+    rows = [json.loads(line) for line in (world / "out" / "answers.jsonl").read_text().splitlines()]
+    judged = [row for row in rows if row["metric"] == "asr" and row["model"] == "one"]
+    assert [row["judged"] for row in judged] == [row["unsafe"] >= 0.5 for row in judged]
+    assert summary["one_asr"] == sum(row["judged"] for row in judged) / 4 == summary["two_asr"]
+    assert all("unsafe" not in row for row in rows if row["metric"] == "image_dsr")
+    assert "calls unsafe" in (world / "out" / "table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         ([], ["models", "missing"]),
+        (
+            ["models={a: vlm}", JUDGED, "evaluation.root=."],
+            ["judged by a model", "asr", "evaluation.judge_model.path=PATH"],
+        ),
+        (["models={a: vlm}", JUDGED, "evaluation.root=.", "evaluation.judge_model={path: no}"], ["judge: no"]),
+        (
+            ["models={a: vlm}", JUDGED, "evaluation.root=.", "evaluation.judge_model={path: llm, temper: 1}"],
+            ["temper"],
+        ),
         (["models={}"], ["no model"]),
         (["models={a: nowhere}", *METRICS, "evaluation.root=."], ["a: nowhere", "run directory"]),
         (["models={a b: vlm}", *METRICS, "evaluation.root=."], ["a b (a name is"]),

@@ -9,16 +9,9 @@ import pytest
 
 from tests.tiny import tiny_llava, tiny_picture
 from tga.errors import UserError
+from tga.evaluation.metrics import Metric, chosen_metrics, metrics_from_config, read_metric_questions
 from tga.evaluation.rates import wilson
-from tga.evaluation.suite import (
-    Judged,
-    Metric,
-    chosen_metrics,
-    evaluate,
-    metrics_from_config,
-    rate_values,
-    read_metric_questions,
-)
+from tga.evaluation.suite import Judged, evaluate, rate_values
 from tga.vlm.families import family_of
 
 

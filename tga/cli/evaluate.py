@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,21 @@ from tga.cli.common import hydra_command, plain, prepare, start_run, write_summa
 from tga.cli.steering import check_settings, read_sweep, ready_steer
 from tga.cli.steering_prompts import ASKED, subject_of
 from tga.errors import UserError
-from tga.evaluation.models import check_models, load_model
+from tga.evaluation.metrics import (
+    BY_MODEL,
+    Metric,
+    chosen_metrics,
+    metrics_from_config,
+    read_metric_questions,
+)
+from tga.evaluation.model_judge import SET_JUDGE, JudgeForm, unsafe_probabilities
+from tga.evaluation.models import check_models, load_language_model, load_model
 from tga.evaluation.report import Table, html_report, markdown, models_table, print_tables, write_text
 from tga.evaluation.suite import (
     ANSWERS_FILE,
     Judged,
-    Metric,
-    chosen_metrics,
+    judge_by_model,
     measure,
-    metrics_from_config,
-    read_metric_questions,
     write_answers,
 )
 from tga.resources import peak_rss_mib
@@ -50,12 +56,13 @@ def main(config: DictConfig) -> Path:
     prepare(config)
     metrics = chosen_metrics(metrics_from_config(settings["root"] or ".", settings["metrics"]), values["metrics"])
     questions = read_metric_questions(metrics, settings["limit"])
+    judge = _check_judge(settings["judge_model"], metrics)
+    loading = {key: str(values[key]) for key in ("dtype", "device", "attn_implementation")}
     sweep = read_sweep(steering, settings, rule_only=True, held_out_from=settings["root"]) if steering else None
     run_dir = start_run(config)
     found: dict[str, dict[str, float]] = {}
     judged: list[Judged] = []
     for name, path in models.items():
-        loading = {key: str(values[key]) for key in ("dtype", "device", "attn_implementation")}
         model, processor = load_model(path, **loading)
         subject = subject_of(name, path, model, processor, settings)
         del model, processor
@@ -77,12 +84,42 @@ def main(config: DictConfig) -> Path:
         write_answers(run_dir / ANSWERS_FILE, judged)  # after each model: the next one may not fit, or be stopped
         del subject, steer
         gc.collect()
+    if judge is not None:
+        rates, judged = judge_by_model(
+            judged, metrics, functools.partial(_unsafe, settings["judge_model"], judge, loading)
+        )
+        for name, found_here in rates.items():
+            found[name].update(found_here)
+        write_answers(run_dir / ANSWERS_FILE, judged)
     _report(run_dir, found, metrics, judged)
     summary = _summary(found)
     summary["total_s"] = round(time.perf_counter() - started, 3)
     summary["peak_rss_mib"] = round(peak_rss_mib(), 1)
     write_summary(run_dir, summary, config)
     return run_dir
+
+
+def _check_judge(settings: Mapping[str, Any], metrics: Mapping[str, Metric]) -> JudgeForm | None:
+    """How the judge is asked; None where no metric needs one. Loads nothing. UserError for a judge that cannot be."""
+    needing = [name for name, metric in metrics.items() if metric.kind == "rate" and metric.judge == BY_MODEL]
+    if not needing:
+        return None
+    if settings["path"] is None:
+        problem = "A metric is judged by a model, and none is named"
+        raise UserError(problem, given=", ".join(needing), remedy=SET_JUDGE)
+    check_models({"judge": str(settings["path"])}, remedy=SET_JUDGE)
+    return JudgeForm(**{key: settings[key] for key in ("form", "template", "unsafe", "safe")})
+
+
+def _unsafe(
+    settings: Mapping[str, Any],
+    form: JudgeForm,
+    loading: Mapping[str, str],
+    prompts: Sequence[str],
+    answers: Sequence[str],
+) -> list[float]:
+    model, tokenizer = load_language_model(str(settings["path"]), **loading, remedy=SET_JUDGE)
+    return unsafe_probabilities(model, tokenizer, form, prompts, answers, batch_size=settings["batch_size"])
 
 
 def _summary(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -105,6 +142,8 @@ def _report(
             tables.append(models_table(found, measured, heading))
     title = "Evaluation of " + ", ".join(found)
     notes = [f"The answers behind the rates are in {ANSWERS_FILE}; refusals are judged by patterns, so read some."]
+    if any(metric.judge == BY_MODEL for metric in metrics.values()):
+        notes.append("Judge unsafe: the share of answers that the judge model calls unsafe; it reads words alone.")
     notes = notes if rates else []
     write_text(run_dir / "table.md", markdown(title, tables, notes))
     write_text(run_dir / "report.html", html_report(title, [*tables, *_examples(judged, metrics)], notes))

@@ -37,7 +37,7 @@ from tga.cli.value_checks import refuse, value_problems
 from tga.data.collate import RETRIEVED, Collator
 from tga.data.sample import Sample
 from tga.errors import UserError
-from tga.evaluation.suite import metrics_from_config, read_metric_questions
+from tga.evaluation.metrics import metrics_from_config, read_metric_questions, refuse_model_judges
 from tga.training.base_model import BaseModel
 from tga.training.centre import check_centre
 from tga.training.distributed import expected_processes, is_launched, launched
@@ -151,6 +151,7 @@ def _check_files(values: Mapping[str, Any], checked: Checked) -> None:
     if evaluation["metrics"] and evaluation["root"] is not None:
         with checked.asking():
             metrics = metrics_from_config(evaluation["root"], evaluation["metrics"])
+            refuse_model_judges(metrics)
             read_metric_questions(metrics, evaluation["limit"])
 
 

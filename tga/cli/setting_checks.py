@@ -22,7 +22,7 @@ from tga.cli.value_checks import value_problems
 from tga.data.collate import RETRIEVED
 from tga.data.noise import check_share
 from tga.errors import UserError
-from tga.evaluation.suite import metrics_from_config
+from tga.evaluation.metrics import metrics_from_config
 from tga.export.run import FORMATS
 from tga.training.base_model import BaseModel
 from tga.training.distributed import check_deepspeed, check_own_processes

@@ -23,8 +23,9 @@ from tga.cli.steering_prompts import Meaningless, RequestShifts, Subject, anchor
 from tga.cli.steering_report import write_sweep
 from tga.errors import UserError
 from tga.evaluation.generate import Steer, evaluating
+from tga.evaluation.metrics import Metric, metrics_from_config, read_metric_questions, refuse_model_judges
 from tga.evaluation.questions import Question, read_questions
-from tga.evaluation.suite import Judged, Metric, measure, metrics_from_config, read_metric_questions
+from tga.evaluation.suite import Judged, measure
 from tga.steering.choice import Rule, choose_alpha, sweep_grid
 from tga.steering.cmrm import dataset_shift
 from tga.steering.hooks import POSITIONS, Steering, steered
@@ -121,6 +122,7 @@ def read_sweep(
     questions = read_metric_questions(asked, evaluation["limit"])
     pictured = {name for name, rows in questions.items() if any(row.image is not None for row in rows)}
     kept = {name: metric for name, metric in asked.items() if name in rule.metrics or name in pictured}
+    refuse_model_judges(kept)
     return Sweep(kept, {name: questions[name] for name in kept}, alphas, rule)
 
 

@@ -45,7 +45,8 @@ from tga.data.collate import Collator
 from tga.data.loading import with_neighbours
 from tga.data.noise import with_swapped_words
 from tga.data.sample import Sample
-from tga.evaluation.suite import Metric, evaluate, metrics_from_config, read_metric_questions
+from tga.evaluation.metrics import Metric, metrics_from_config, read_metric_questions, refuse_model_judges
+from tga.evaluation.suite import evaluate
 from tga.export.run import card_of, export_source
 from tga.export.source import source_from_checkpoint
 from tga.resources import peak_rss_mib
@@ -221,6 +222,7 @@ def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Metric]:
     if not evaluation["metrics"]:
         return {}
     metrics = metrics_from_config(evaluation["root"], evaluation["metrics"])
+    refuse_model_judges(metrics)
     read_metric_questions(metrics, evaluation["limit"])
     return metrics
 

@@ -18,7 +18,7 @@ SET_MODEL = "models={NAME: PATH}, a LLaVA model or a run of tga-train"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def check_models(models: dict[str, str]) -> None:
+def check_models(models: dict[str, str], *, remedy: str = SET_MODEL) -> None:
     """Raise one UserError that lists every model whose name or path cannot be used; loads nothing."""
     if not models:
         raise UserError("no model is named", remedy="models={NAME: PATH, ANOTHER: PATH}")
@@ -29,7 +29,7 @@ def check_models(models: dict[str, str]) -> None:
             "models that cannot be found",
             given="; ".join(wrong),
             allowed="a .ckpt file, a run directory of tga-train, a Hugging Face model directory, or a hub id",
-            remedy=SET_MODEL,
+            remedy=remedy,
         )
 
 
@@ -50,10 +50,12 @@ def load_model(path: str, *, dtype: str, device: str, attn_implementation: str) 
     return model.to(where).eval(), processor
 
 
-def load_language_model(path: str, *, dtype: str, device: str, attn_implementation: str) -> tuple[Any, Any]:
+def load_language_model(
+    path: str, *, dtype: str, device: str, attn_implementation: str, remedy: str = "model.llm=PATH"
+) -> tuple[Any, Any]:
     """A language model without a VLM around it, in eval mode on the device, and its tokenizer; as `load_model`."""
     where, chosen = _where_and_how(device, dtype)
-    model, tokenizer = load_llm(path, chosen, attn_implementation)
+    model, tokenizer = load_llm(path, chosen, attn_implementation, remedy=remedy)
     module: Any = model
     return module.to(where).eval(), tokenizer
 

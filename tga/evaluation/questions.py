@@ -72,7 +72,7 @@ def read_questions(path: Path | str, *, limit: int | None = None) -> list[Questi
                     questions.append(_question(line, number, path))
     except UnicodeDecodeError as error:
         raise UserError("the question file is not UTF-8 text", given=f"{path}: {error}", remedy=SET_FILE) from error
-    return _checked(questions, path)
+    return checked_questions(questions, path)
 
 
 def read_toxic_scenes(
@@ -91,7 +91,7 @@ def read_toxic_scenes(
         for picture in pictures[:limit]:
             identity = picture.relative_to(root).as_posix()
             questions.append(Question(identity, scene.name, prompt, format, picture))
-    return _checked(questions, root)
+    return checked_questions(questions, root)
 
 
 def _question(line: str, number: int, path: Path) -> Question:
@@ -139,7 +139,8 @@ def _texts(value: Any) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(str(entry) for entry in value or ())
 
 
-def _checked(questions: list[Question], source: Path) -> list[Question]:
+def checked_questions(questions: list[Question], source: Path) -> list[Question]:
+    """The same questions; UserError where there is none, an id comes twice, or a picture is missing or none."""
     if not questions:
         raise UserError("there is no question to ask", given=source, remedy="give a file or folder that is not empty")
     _refuse_repeats((question.id for question in questions), source)

@@ -112,7 +112,11 @@ def load_vlm(
 
 
 def load_llm(
-    path: str, dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
+    path: str,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str = "sdpa",
+    *,
+    remedy: str = "model.llm=PATH",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model alone, in eval mode, with its tokenizer, which gets a padding token if it has none.
 
@@ -122,7 +126,7 @@ def load_llm(
     model, report = pretrained(
         AutoModelForCausalLM,
         path,
-        remedy="model.llm=PATH",
+        remedy=remedy,
         dtype=dtype,
         attn_implementation=attn_implementation,
         output_loading_info=True,
