@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import tga.evaluation.generate
 from tests.tiny import tiny_llava, tiny_llm, tiny_picture, tiny_tokenizer
 from tga.cli.evaluate import main
 
@@ -60,6 +61,30 @@ def test_models_side_by_side(world: Path, monkeypatch: pytest.MonkeyPatch, capsy
     page = (world / "out" / "report.html").read_text()
     assert "image_dsr_gun" in page and "cosine_matched_layer_1" in page and "first answers" in page
     assert "| metric | one | two |" in (world / "out" / "table.md").read_text()
+
+
+def test_a_stopped_evaluation_goes_on(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["evaluation.root=.", METRICS[0], "evaluation.max_new_tokens=4", "evaluation.batch_size=1"]
+    assert call(monkeypatch, world, "models={one: vlm}", *settings, "run_dir=whole") == 0
+    real, asked = tga.evaluation.generate.greedy_tokens, []
+
+    def stopping(*arguments: object, **options: object) -> list[list[int]]:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(tga.evaluation.generate, "greedy_tokens", stopping)
+    assert call(monkeypatch, world, "models={one: vlm}", *settings, "run_dir=out") == 130
+    assert not (world / "out" / "answers.jsonl").exists()
+    assert f"run_dir={world / 'out'}" in capsys.readouterr().out
+    assert call(monkeypatch, world, "models={one: vlm}", *settings, "run_dir=out") == 0
+    assert "one: 2 answers are there already" in capsys.readouterr().out
+    assert len(asked) == 5  # two, the one that was stopped, and the two that were left
+    assert (world / "out" / "answers.jsonl").read_text() == (world / "whole" / "answers.jsonl").read_text()
+    assert not (world / "out" / "answered").exists()
 
 
 def test_metrics_are_chosen_by_name(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from tga.cli.common import hydra_command, plain, prepare, start_run, write_summa
 from tga.cli.steering import check_settings, read_sweep, ready_steer
 from tga.cli.steering_prompts import ASKED, subject_of
 from tga.errors import UserError
+from tga.evaluation.kept_answers import KeptAnswers
 from tga.evaluation.metrics import (
     BY_MODEL,
     Metric,
@@ -23,7 +25,7 @@ from tga.evaluation.metrics import (
     read_metric_questions,
 )
 from tga.evaluation.model_judge import SET_JUDGE, JudgeForm, unsafe_probabilities
-from tga.evaluation.models import check_models, load_language_model, load_model
+from tga.evaluation.models import check_models, load_language_model, load_model, model_stamp
 from tga.evaluation.report import Table, html_report, markdown, models_table, print_tables, write_text
 from tga.evaluation.suite import (
     ANSWERS_FILE,
@@ -35,6 +37,7 @@ from tga.evaluation.suite import (
 from tga.resources import peak_rss_mib
 
 EXAMPLES = 5
+KEPT = "answered"  # the folder of answers while an evaluation runs
 PAIR_TABLES = {
     "cosine": "Cosines of pictures and captions by layer",
     "modality_gap": "Modality gap: MIR, and its parts by layer",
@@ -60,6 +63,7 @@ def main(config: DictConfig) -> Path:
     loading = {key: str(values[key]) for key in ("dtype", "device", "attn_implementation")}
     sweep = read_sweep(steering, settings, rule_only=True, held_out_from=settings["root"]) if steering else None
     run_dir = start_run(config)
+    print(f"Stopped, it goes on with the same command and run_dir={run_dir}", flush=True)
     found: dict[str, dict[str, float]] = {}
     judged: list[Judged] = []
     for name, path in models.items():
@@ -67,6 +71,10 @@ def main(config: DictConfig) -> Path:
         subject = subject_of(name, path, model, processor, settings)
         del model, processor
         asked: dict[str, Any] = {key: settings[key] for key in ASKED}
+        identity = {"model": path, "stamp": model_stamp(path), "asked": asked, "steering": values["steering"]}
+        kept = KeptAnswers(run_dir / KEPT / f"{name}.jsonl", {**identity, **loading})
+        if len(kept):
+            print(f"{name}: {len(kept):,} answers are there already", flush=True)
         steer, figures = ready_steer(steering, subject, sweep, asked, run_dir) if steering else (None, {})
         found[name], answers = measure(
             subject.model,
@@ -77,6 +85,7 @@ def main(config: DictConfig) -> Path:
             model_name=name,
             show_progress=True,
             steer=steer,
+            kept=kept,
             **asked,
         )
         found[name].update(figures)
@@ -96,6 +105,7 @@ def main(config: DictConfig) -> Path:
     summary["total_s"] = round(time.perf_counter() - started, 3)
     summary["peak_rss_mib"] = round(peak_rss_mib(), 1)
     write_summary(run_dir, summary, config)
+    shutil.rmtree(run_dir / KEPT)
     return run_dir
 
 

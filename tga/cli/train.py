@@ -70,7 +70,7 @@ from tga.vlm.families import Family, component, family_of, num_layers
 from tga.vlm.image_tokens import check_image_tokens
 
 # Keys of an evaluation that say where its files are, not how they are asked.
-NOT_ASKED = ("root", "metrics", "anchors", "choose_root")
+NOT_ASKED = ("root", "metrics", "anchors", "choose_root", "judge_model")
 
 
 @dataclasses.dataclass

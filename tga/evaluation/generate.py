@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from tga.evaluation.kept_answers import AnswersToQuestions
 from tga.evaluation.prompts import PromptBatch, prompt_batch, prompt_rows
 from tga.evaluation.questions import Question
 from tga.vlm.families import Family, component
@@ -49,6 +50,7 @@ def answer_questions(
     description: str = "answering",
     show_progress: bool = True,
     steer: Steer | None = None,
+    kept: AnswersToQuestions | None = None,
 ) -> list[str]:
     """Greedy answers to the questions, one string each, without special tokens and outer blanks.
 
@@ -56,6 +58,7 @@ def answer_questions(
     batch_size: pictures (or text questions) that are processed at once. Deterministic for a given batch size.
     steer: opened around each batch of questions with pictures. What it corrects is the shift by a picture, so questions
     in words alone are answered by the model as it is.
+    kept: answers of an evaluation that was stopped, which are not asked again; every batch is added to them.
     """
     templates = {"chat_template": chat_template, "plain_template": plain_template}
     answers = [""] * len(questions)
@@ -63,6 +66,11 @@ def answer_questions(
     with evaluating(model), tqdm(total=len(questions), desc=description, unit="q", disable=not show_progress) as bar:
         prompts = prompt_rows(model, processor, family, questions, **templates)
         for rows in _batches(questions, prompts, batch_size):
+            if kept is not None and kept.known.keys() >= set(rows):
+                for row in rows:
+                    answers[row] = kept.known[row]
+                bar.update(len(rows))
+                continue
             pictures = [picture for row in rows if (picture := questions[row].image) is not None]
             chosen = [prompts[row] for row in rows]
             batch = prompt_batch(model, processor, family, chosen, pictures, padding_side="left")
@@ -74,6 +82,8 @@ def answer_questions(
             decoded = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
             for row, answer in zip(rows, decoded, strict=True):
                 answers[row] = answer.strip()
+            if kept is not None:
+                kept.keep({row: answers[row] for row in rows})
             bar.update(len(rows))
     return answers
 

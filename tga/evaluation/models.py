@@ -60,6 +60,17 @@ def load_language_model(
     return module.to(where).eval(), tokenizer
 
 
+def model_stamp(path: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of change (ns) of the files that a model's path stands for; empty for a hub id.
+
+    Raises UserError for a run without a checkpoint.
+    """
+    place = Path(path)
+    checkpoint = _checkpoint(place)
+    files = [checkpoint] if checkpoint is not None else sorted([*place.glob("*.safetensors"), *place.glob("*.json")])
+    return [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
+
+
 def _where_and_how(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     """The device and the dtype that two words of a config mean."""
     where = torch.device(default_device() if device == "auto" else device)

@@ -20,6 +20,7 @@ from tga.evaluation.cosines import pair_cosines
 from tga.evaluation.gap import modality_gap
 from tga.evaluation.generate import Steer, answer_questions
 from tga.evaluation.judges import JUDGES
+from tga.evaluation.kept_answers import KeptAnswers
 from tga.evaluation.metrics import BY_MODEL, PAIR_KINDS, Metric, read_metric_questions
 from tga.evaluation.questions import Question
 from tga.evaluation.rates import Rate, wilson
@@ -102,10 +103,12 @@ def measure(
     seed: int,
     show_progress: bool,
     steer: Steer | None = None,
+    kept: KeptAnswers | None = None,
 ) -> tuple[dict[str, float], list[Judged]]:
     """Flat values and judged answers of one model on questions that are already read; writes nothing.
 
     steer: corrects the model while it answers questions with pictures; cosines are always those of the model itself.
+    kept: answers of an evaluation of this model that was stopped; new ones are added.
     """
     values: dict[str, float] = {}
     judged: list[Judged] = []
@@ -135,6 +138,7 @@ def measure(
                 description=f"{model_name}: {name}",
                 show_progress=show_progress,
                 steer=steer,
+                kept=None if kept is None else kept.of(asked),
                 **templates,
             )
         rows = _judge(model_name, name, metric.judge, asked, answered[source])
