@@ -58,14 +58,14 @@ class Metric:
             raise UserError("a metric has an unknown judge", given=self.judge, allowed=allowed, remedy=SET)
 
 
-def metrics_from_config(root: Path | str, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
-    """Metrics from plain values; `file`, `images` and `beside` are relative to `root`.
+def metrics_from_config(root: Path | str, metrics: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Metric]:
+    """Metrics from plain values (None: there are none); `file`, `images` and `beside` are relative to `root`.
 
     Raises UserError for an unknown setting.
     """
     known = set(Metric.__dataclass_fields__)
     made = {}
-    for name, settings in metrics.items():
+    for name, settings in (metrics or {}).items():
         unknown = sorted(set(settings) - known)
         if unknown or "file" not in settings:
             given = f"{name}: {dict(settings)}"
