@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from retrieval_index.errors import RetrievalError
+from tga.cli.help import HELP, help_text
 from tga.cli.locks import exclusive
 from tga.cli.value_checks import refuse, value_problems
 from tga.errors import UserError
@@ -74,7 +75,11 @@ def hydra_command(
             traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
             try:
                 with _hydra_raises():
-                    run()
+                    if any(argument in HELP for argument in sys.argv[1:]):
+                        overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+                        print(help_text(config_name, overrides))
+                    else:
+                        run()
             except KeyboardInterrupt:
                 print("Interrupted.", file=sys.stderr)
                 sys.exit(130)
