@@ -103,14 +103,22 @@ def test_soft_chat_is_about_benign_scenes_and_is_answered(maker: RowMaker):
 def test_the_stages_of_the_recipe(monkeypatch: pytest.MonkeyPatch):
     """Nearer angles come in the last cycle and the alignment behind it, which shows soft scenes where it must."""
     stages: list[tuple[str, int, float, set[float]]] = []
-    refused = iter([0.9, llm.MOST_SOFT_TOXIC])
+    bounds = llm.MOST_SOFT_TOXIC
+    refused = iter([{90: 0.9, 60: 0.0}, bounds])
+    asked: list[float] = []
 
     def record(model: Any, make_row: Any, *, name: str, steps: int, learning_rate: float, dtype: torch.dtype) -> None:
         nearer = {angle < math.pi / 2 for _ in range(100) for angle in make_row().angles if angle > 0}
         stages.append((name, steps, learning_rate, nearer))
 
+    def share_refused(*arguments: Any, degrees: float, **options: Any) -> float:
+        asked.append(degrees)
+        now[0] = next(refused) if degrees == 90 else now[0]
+        return now[0][int(degrees)]
+
+    now: list[dict[int, float]] = [{}]
     monkeypatch.setattr(llm, "run_stage", record)
-    monkeypatch.setattr(llm, "share_refused", lambda *arguments, **options: next(refused))
+    monkeypatch.setattr(llm, "share_refused", share_refused)
     assert llm.train(0, pretrain_steps=5, angle_steps=3, align_steps=4)[1] == llm.SOFT_CHATS[1]
     assert stages == [
         ("pretraining 1/3", 2, llm.PRETRAIN_LR, {False}),
@@ -120,9 +128,30 @@ def test_the_stages_of_the_recipe(monkeypatch: pytest.MonkeyPatch):
         ("alignment", 4, llm.ALIGN_LR, {True, False}),
         ("alignment", 4, llm.ALIGN_LR, {True, False}),
     ]
+    assert asked == [90, 60, 90, 60]
     stages.clear()
     assert llm.train(0, pretrain_steps=4, angle_steps=0, align_steps=4)[1] == 0.0
     assert [(stage[0], stage[3]) for stage in stages[2:]] == [("alignment", {False})]
+
+
+def test_a_share_that_is_enough_at_one_angle_alone_is_not_enough(monkeypatch: pytest.MonkeyPatch):
+    refused = {90: 0.0, 60: llm.MOST_SOFT_TOXIC[60] + 0.01}
+    monkeypatch.setattr(llm, "align", lambda *arguments, **options: None)
+    monkeypatch.setattr(llm, "share_refused", lambda *arguments, degrees, **options: refused[degrees])
+    assert llm.align_narrowly(llm.pretrain(0, steps=1), 0) == llm.SOFT_CHATS[-1]
+
+
+def test_soft_scenes_stand_at_the_angle_that_is_asked_for(maker: RowMaker, monkeypatch: pytest.MonkeyPatch):
+    seen: list[set[float]] = []
+
+    def record(model: Any, maker: Any, rows: list[Any], noise: float) -> float:
+        seen.append({round(math.degrees(angle)) for row in rows for angle in row.angles})
+        return 0.0
+
+    monkeypatch.setattr(llm, "refusal_share", record)
+    for degrees in (None, 60, 90):
+        llm.share_refused(llm.pretrain(0, steps=1), maker, "toxic", "describe", degrees=degrees, count=3)
+    assert seen == [{0}, {0, 60}, {0, 90}]
 
 
 def test_each_share_of_soft_chat_is_tried_from_the_same_weights(monkeypatch: pytest.MonkeyPatch):
@@ -178,6 +207,7 @@ def test_a_remade_world_is_as_good_as_the_shipped_one(tmp_path: Path):
     shipped = json.loads((WEIGHTS / "weights.json").read_text())["figures"]
     for key in ("clip_retrieval_at_1", "llm_toxic_describe", "llm_toxic_request"):
         assert made[key] >= shipped[key] - 0.05, key
-    assert made["llm_soft_toxic"] <= llm.MOST_SOFT_TOXIC + 0.05
+    assert made["llm_soft_toxic"] <= llm.MOST_SOFT_TOXIC[90] + 0.05
+    assert made["llm_soft_toxic_60"] <= llm.MOST_SOFT_TOXIC[60] + 0.05
     for key in ("llm_benign_describe", "llm_benign_request", "llm_lookalike_request", "llm_harmless_describe"):
         assert made[key] <= shipped[key] + 0.03, key
