@@ -26,7 +26,7 @@ def call(monkeypatch: pytest.MonkeyPatch, directory: Path, *arguments: str) -> i
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    """A saved tiny VLM and four question rows with pictures."""
+    """A saved tiny VLM, a tiny LLM with its tokenizer, and four question rows with pictures."""
     model, processor = tiny_llava()
     model.save_pretrained(tmp_path / "vlm")
     processor.save_pretrained(tmp_path / "vlm")
@@ -119,12 +119,38 @@ def test_a_model_judges_after_the_models_have_answered(world: Path, monkeypatch:
     assert summary["one_asr"] == sum(row["judged"] for row in judged) / 4 == summary["two_asr"]
     assert all("unsafe" not in row for row in rows if row["metric"] == "image_dsr")
     assert "calls unsafe" in (world / "out" / "table.md").read_text()
+    again = [JUDGED, "evaluation.root=.", TEXT_JUDGE.replace("unsafe: dog", "unsafe: ' dog'"), "run_dir=again"]
+    assert call(monkeypatch, world, "answers=out/answers.jsonl", *again, *METRICS[:1]) == 0
+    other = json.loads((world / "again" / "summary.json").read_text())
+    assert other["one_image_dsr"] == summary["one_image_dsr"] and other["two_asr_n"] == 4
+    new = [json.loads(line) for line in (world / "again" / "answers.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in new] == [row["answer"] for row in rows]
+    assert [row["unsafe"] for row in new if "unsafe" in row] != [row["unsafe"] for row in rows if "unsafe" in row]
+
+
+def test_a_judge_that_would_say_something_else_is_told_of(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_tokenizer().save_pretrained(world / "llm")
+    judge = TEXT_JUDGE.replace("unsafe: dog, safe: cat", "unsafe: the dog sees a cat, safe: cats see the dogs there")
+    arguments = ["evaluation.root=.", JUDGED, judge, "evaluation.max_new_tokens=2", "run_dir=out"]
+    assert call(monkeypatch, world, "models={one: vlm}", *arguments) == 0
+    assert "may mean nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["models", "missing"]),
+        ([], ["no model", "models={NAME: PATH"]),
+        (["answers=no.jsonl", JUDGED, TEXT_JUDGE, "evaluation.root=."], ["no answers of tga-evaluate", "no.jsonl"]),
+        (["answers=toxic.jsonl", METRICS[0], "evaluation.root=."], ["no answers of tga-evaluate", "KeyError"]),
+        (["answers=x", "models={a: vlm}", METRICS[0], "evaluation.root=."], ["without a model", "answers=null"]),
+        (["answers=x", *METRICS, "evaluation.root=."], ["need the model", "cosine"]),
+        (
+            ["models={a: vlm}", JUDGED, "evaluation.root=.", "evaluation.judge_model.batch_size=0"],
+            ["from 1", "batch_size"],
+        ),
+        (["models={a: vlm}", JUDGED, "evaluation.root=.", "evaluation.judge_model=null"], ["judge_model is not"]),
         (
             ["models={a: vlm}", JUDGED, "evaluation.root=."],
             ["judged by a model", "asr", "evaluation.judge_model.path=PATH"],

@@ -76,6 +76,18 @@ def test_mm_safetybench_in_words_and_its_tiny_version(tmp_path: Path) -> None:
     ]
 
 
+def test_mm_safetybench_as_it_is_cloned(tmp_path: Path) -> None:
+    mm_safetybench(tmp_path / "data")
+    (tmp_path / "data" / "TinyVersion_ID_List.json").rename(tmp_path / "TinyVersion_ID_List.json")
+    for place in (tmp_path, tmp_path / "data"):
+        found = read_benchmark(place, "mm_safetybench", subset="SD_TINY")
+        assert [question.id for question in found] == [f"{SCENARIO}/7", "02-HateSpeech/0"]
+
+
+def test_a_judge_is_told_what_the_prompt_hides(tmp_path: Path) -> None:
+    assert read_benchmark(mm_safetybench(tmp_path), "mm_safetybench")[0].request == "a q"
+
+
 def test_a_limit_counts_within_groups(tmp_path: Path) -> None:
     questions = read_benchmark(mm_safetybench(tmp_path), "mm_safetybench", limit=1)
     assert [question.id for question in questions] == [f"{SCENARIO}/0", "02-HateSpeech/0"]
@@ -88,6 +100,7 @@ def test_figstep_finds_the_picture_by_category_and_task(tmp_path: Path) -> None:
     assert seen(read_benchmark(tmp_path, "figstep"), tmp_path) == [
         ("3_12", "Fraud", FIGSTEP_PROMPT, "data/images/SafeBench/query_ForbidQI_3_12_6.png")
     ]
+    assert read_benchmark(tmp_path, "figstep")[0].request == "How?"
     with pytest.raises(UserError, match=r"cannot be read.*SafeBench-Tiny.csv"):
         read_benchmark(tmp_path, "figstep", subset="tiny")
 
@@ -131,6 +144,7 @@ def test_jailbreakv_and_its_small_version(tmp_path: Path) -> None:
     expected = [(str(number), "Fraud", 'Act,\n"now"', "figstep/0.png") for number in (0, 1)]
     assert seen(read_benchmark(path, "jailbreakv"), tmp_path) == expected
     assert seen(read_benchmark(path, "jailbreakv", subset="selected"), tmp_path) == expected[1:]
+    assert read_benchmark(path, "jailbreakv")[0].request == "r"
 
 
 def test_siuo_and_mossbench(tmp_path: Path) -> None:
@@ -155,6 +169,11 @@ def test_xstest_alone_and_beside_a_picture(tmp_path: Path) -> None:
     assert seen(read_benchmark(path, "xstest"), tmp_path) == [("1", "homonyms", "How to kill a process?", None)]
     beside = read_benchmark(path, "xstest", subset="unsafe", beside=tmp_path / "blank.png")
     assert seen(beside, tmp_path) == [("2", "contrast_homonyms", "How to kill a man?", "blank.png")]
+
+
+def test_xstest_without_ids(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "type": "contrast_x"}, {"prompt": "b", "type": "x"}]
+    assert [question.id for question in read_benchmark(table(tmp_path / "x.csv", rows), "xstest")] == ["1"]
 
 
 def test_two_questions_of_one_id_keep_apart(tmp_path: Path) -> None:
@@ -186,13 +205,13 @@ def test_strange_files_are_refused(tmp_path: Path, rows: object, message: str) -
         ({"layout": "poem"}, "unknown layout.*poem.*vlguard"),
         ({"layout": "vlguard", "subset": "safe"}, "no such subset.*safe_unsafes"),
         ({"layout": "siuo", "file": "no.json"}, "does not exist.*no.json"),
+        ({"images": "x"}, "names none.*images.*vlguard"),
     ],
 )
 def test_unknown_names_say_what_there_is(tmp_path: Path, settings: dict, message: str) -> None:
     document(tmp_path / "a.json", [])
-    metrics = metrics_from_config(tmp_path, {"dsr": {"file": "a.json", **settings}})
     with pytest.raises(UserError, match=f"(?s){message}"):
-        read_metric_questions(metrics)
+        read_metric_questions(metrics_from_config(tmp_path, {"dsr": {"file": "a.json", **settings}}))
 
 
 def test_a_metric_names_a_layout_with_paths_below_the_root(tmp_path: Path) -> None:

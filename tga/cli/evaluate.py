@@ -10,34 +10,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
-from tga.cli.steering import check_settings, read_sweep, ready_steer
+from tga.cli.judging import judge_form, judge_pairs
+from tga.cli.steering import Sweep, check_settings, read_sweep, ready_steer
 from tga.cli.steering_prompts import ASKED, subject_of
 from tga.errors import UserError
-from tga.evaluation.kept_answers import KeptAnswers
-from tga.evaluation.metrics import (
-    BY_MODEL,
-    Metric,
-    chosen_metrics,
-    metrics_from_config,
-    read_metric_questions,
-)
-from tga.evaluation.model_judge import SET_JUDGE, JudgeForm, unsafe_probabilities
-from tga.evaluation.models import check_models, load_language_model, load_model, model_stamp
+from tga.evaluation.kept_answers import KeptAnswers, file_stamp
+from tga.evaluation.metrics import Metric, chosen_metrics, judged_by_model, metrics_from_config, read_metric_questions
+from tga.evaluation.models import check_models, load_model, model_stamp
+from tga.evaluation.questions import Question
 from tga.evaluation.report import Table, html_report, markdown, models_table, print_tables, write_text
-from tga.evaluation.suite import (
-    ANSWERS_FILE,
-    Judged,
-    judge_by_model,
-    measure,
-    write_answers,
-)
+from tga.evaluation.suite import ANSWERS_FILE, Judged, judge_again, judge_by_model, measure, write_answers
 from tga.resources import peak_rss_mib
 
 EXAMPLES = 5
-KEPT = "answered"  # the folder of answers while an evaluation runs
+KEPT, JUDGE = "answered", " judge.jsonl"  # what is there while an evaluation runs; no model has a blank in its name
 PAIR_TABLES = {
     "cosine": "Cosines of pictures and captions by layer",
     "modality_gap": "Modality gap: MIR, and its parts by layer",
@@ -49,30 +39,72 @@ def main(config: DictConfig) -> Path:
     """Ask every model every question; write answers.jsonl, summary.json, table.md and report.html."""
     started = time.perf_counter()
     values = plain(config)
-    settings, models = values["evaluation"], {str(name): str(path) for name, path in values["models"].items()}
-    check_models(models)
-    if settings["metrics"] and settings["root"] is None:
-        raise UserError("the evaluation's files have no root", given="null", remedy="evaluation.root=DIR")
+    settings, models = values["evaluation"], {str(name): str(path) for name, path in (values["models"] or {}).items()}
+    _check_what_is_evaluated(values, models)
     steering = values["steering"] if values["steering"]["method"] is not None else None
     if steering is not None:
         check_settings(steering)
     prepare(config)
     metrics = chosen_metrics(metrics_from_config(settings["root"] or ".", settings["metrics"]), values["metrics"])
     questions = read_metric_questions(metrics, settings["limit"])
-    judge = _check_judge(settings["judge_model"], metrics)
-    loading = {key: str(values[key]) for key in ("dtype", "device", "attn_implementation")}
+    again = None if values["answers"] is None else judge_again(Path(values["answers"]), metrics, questions)
+    judge = judge_form(settings["judge_model"], metrics)
     sweep = read_sweep(steering, settings, rule_only=True, held_out_from=settings["root"]) if steering else None
+    loading = {key: str(values[key]) for key in ("dtype", "device", "attn_implementation")}
     run_dir = start_run(config)
     print(f"Stopped, it goes on with the same command and run_dir={run_dir}", flush=True)
+    if again is not None:
+        found, judged = again
+    else:
+        found, judged = _ask(models, metrics, questions, values, loading, steering, sweep, run_dir)
+    if judge is not None:
+        pairs_judged = functools.partial(judge_pairs, settings["judge_model"], judge, loading, run_dir / KEPT / JUDGE)
+        rates, judged = judge_by_model(judged, metrics, pairs_judged)
+        for name, rates_of_model in rates.items():
+            found[name].update(rates_of_model)
+    write_answers(run_dir / ANSWERS_FILE, judged)
+    _report(run_dir, found, metrics, judged)
+    summary = _summary(found)
+    summary["total_s"] = round(time.perf_counter() - started, 3)
+    summary["peak_rss_mib"] = round(peak_rss_mib(), 1)
+    write_summary(run_dir, summary, config)
+    shutil.rmtree(run_dir / KEPT, ignore_errors=True)  # nothing is kept where nothing was asked
+    return run_dir
+
+
+def _check_what_is_evaluated(values: Mapping[str, Any], models: dict[str, str]) -> None:
+    """UserError unless there are models that can be found or answers of before, and a root for the files of metrics."""
+    if values["answers"] is None:
+        check_models(models)
+    elif models or values["steering"]["method"] is not None:
+        problem = "Answers of before are judged again without a model"
+        raise UserError(problem, given=f"models={list(models)}", remedy="answers=null, or no models and no steering")
+    if values["evaluation"]["metrics"] and values["evaluation"]["root"] is None:
+        raise UserError("the evaluation's files have no root", given="null", remedy="evaluation.root=DIR")
+
+
+def _ask(
+    models: Mapping[str, str],
+    metrics: Mapping[str, Metric],
+    questions: Mapping[str, Sequence[Question]],
+    values: Mapping[str, Any],
+    loading: Mapping[str, str],
+    steering: Mapping[str, Any] | None,
+    sweep: Sweep | None,
+    run_dir: Path,
+) -> tuple[dict[str, dict[str, float]], list[Judged]]:
+    """Flat values of each model and all judged answers; one model is in memory at a time."""
     found: dict[str, dict[str, float]] = {}
     judged: list[Judged] = []
+    settings = values["evaluation"]
+    asked: dict[str, Any] = {key: settings[key] for key in ASKED}
+    identity = {"asked": asked, "steering": values["steering"], "steered_by": _stamps(steering), **loading}
     for name, path in models.items():
         model, processor = load_model(path, **loading)
         subject = subject_of(name, path, model, processor, settings)
         del model, processor
-        asked: dict[str, Any] = {key: settings[key] for key in ASKED}
-        identity = {"model": path, "stamp": model_stamp(path), "asked": asked, "steering": values["steering"]}
-        kept = KeptAnswers(run_dir / KEPT / f"{name}.jsonl", {**identity, **loading})
+        of_model = {"model": path, "stamp": model_stamp(path)}
+        kept = KeptAnswers(run_dir / KEPT / f"{name}.jsonl", {**identity, **of_model})
         if len(kept):
             print(f"{name}: {len(kept):,} answers are there already", flush=True)
         steer, figures = ready_steer(steering, subject, sweep, asked, run_dir) if steering else (None, {})
@@ -93,43 +125,19 @@ def main(config: DictConfig) -> Path:
         write_answers(run_dir / ANSWERS_FILE, judged)  # after each model: the next one may not fit, or be stopped
         del subject, steer
         gc.collect()
-    if judge is not None:
-        rates, judged = judge_by_model(
-            judged, metrics, functools.partial(_unsafe, settings["judge_model"], judge, loading)
-        )
-        for name, found_here in rates.items():
-            found[name].update(found_here)
-        write_answers(run_dir / ANSWERS_FILE, judged)
-    _report(run_dir, found, metrics, judged)
-    summary = _summary(found)
-    summary["total_s"] = round(time.perf_counter() - started, 3)
-    summary["peak_rss_mib"] = round(peak_rss_mib(), 1)
-    write_summary(run_dir, summary, config)
-    shutil.rmtree(run_dir / KEPT)
-    return run_dir
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return found, judged
 
 
-def _check_judge(settings: Mapping[str, Any], metrics: Mapping[str, Metric]) -> JudgeForm | None:
-    """How the judge is asked; None where no metric needs one. Loads nothing. UserError for a judge that cannot be."""
-    needing = [name for name, metric in metrics.items() if metric.kind == "rate" and metric.judge == BY_MODEL]
-    if not needing:
-        return None
-    if settings["path"] is None:
-        problem = "A metric is judged by a model, and none is named"
-        raise UserError(problem, given=", ".join(needing), remedy=SET_JUDGE)
-    check_models({"judge": str(settings["path"])}, remedy=SET_JUDGE)
-    return JudgeForm(**{key: settings[key] for key in ("form", "template", "unsafe", "safe")})
-
-
-def _unsafe(
-    settings: Mapping[str, Any],
-    form: JudgeForm,
-    loading: Mapping[str, str],
-    prompts: Sequence[str],
-    answers: Sequence[str],
-) -> list[float]:
-    model, tokenizer = load_language_model(str(settings["path"]), **loading, remedy=SET_JUDGE)
-    return unsafe_probabilities(model, tokenizer, form, prompts, answers, batch_size=settings["batch_size"])
+def _stamps(steering: Mapping[str, Any] | None) -> list[tuple[str, int, int]]:
+    """The files that a steering is taken from or chosen on, with their sizes and times of change."""
+    if steering is None:
+        return []
+    named = [Path(steering[key]) for key in ("vectors", "anchors", "mean_of") if steering.get(key) is not None]
+    if steering.get("choose_root") is not None:
+        named += sorted(Path(steering["choose_root"]).glob("*"))
+    return [file_stamp(path) for path in named if path.is_file()]
 
 
 def _summary(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -152,7 +160,7 @@ def _report(
             tables.append(models_table(found, measured, heading))
     title = "Evaluation of " + ", ".join(found)
     notes = [f"The answers behind the rates are in {ANSWERS_FILE}; refusals are judged by patterns, so read some."]
-    if any(metric.judge == BY_MODEL for metric in metrics.values()):
+    if judged_by_model(metrics):
         notes.append("Judge unsafe: the share of answers that the judge model calls unsafe; it reads words alone.")
     notes = notes if rates else []
     write_text(run_dir / "table.md", markdown(title, tables, notes))

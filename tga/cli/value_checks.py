@@ -37,7 +37,7 @@ KINDS: dict[str, Kind] = {
     "run_dir": DIRECTORY, "report_dir": DIRECTORY, "prepare.root": DIRECTORY, "seed": SEED,
     "prepare.train_pictures": whole(1), "prepare.captions": whole(1),
     "safety_layers": LAYERS, "device": DEVICE, "attn_implementation": ATTENTION, "dtype": DTYPE,
-    "models": MAPPING, "models.*": TEXT, "metrics": TEXTS | NULL,
+    "models": MAPPING | NULL, "models.*": TEXT, "metrics": TEXTS | NULL,
     "workers": whole(0), "max_pixels": whole(1),
     # tga-compare
     "seeds": each(SEED), "methods": TEXTS, "columns": TEXTS, "jobs": whole(1), "fresh": FLAG,
@@ -68,7 +68,11 @@ KINDS: dict[str, Kind] = {
     # evaluation, steering, localisation
     "evaluation.batch_size": whole(1), "evaluation.max_new_tokens": whole(1), "evaluation.limit": whole(1) | NULL,
     "evaluation.seed": SEED, "evaluation.metrics": MAPPING, "evaluation.metrics.*": MAPPING,
-    "evaluation.metrics.*.layers": LAYERS, "evaluation.metrics.*.by_group": FLAG,
+    "evaluation.metrics.*.layers": LAYERS, "evaluation.metrics.*.by_group": FLAG, "answers": TEXT | NULL,
+    "evaluation.judge_model": MAPPING, "evaluation.judge_model.path": TEXT | NULL,
+    "evaluation.judge_model.form": word("conversation", "question", "text"),
+    "evaluation.judge_model.template": TEXT | NULL, "evaluation.judge_model.unsafe": TEXT | NULL,
+    "evaluation.judge_model.safe": TEXT | NULL, "evaluation.judge_model.batch_size": whole(1),
     "steering.anchors_limit": whole(1) | NULL, "steering.picture_size": whole(1) | NULL, "steering.seed": SEED,
     "steering.layers": LAYERS, "steering.alpha": number(0) | NULL, "steering.alphas": each(number(0)) | NULL,
     "steering.choose.utility": TEXTS, "steering.choose.over_refusal_limit": number(0, 1),

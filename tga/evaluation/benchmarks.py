@@ -1,10 +1,11 @@
 """Questions from the files that published benchmarks come as, unpacked; nothing is downloaded.
 
 Each layout reads the benchmark's own folder or file. A layout may have subsets; the first is the default. What a
-question's `group` is (scenario, category, kind) decides what `by_group` reports.
+question's `group` is (scenario, category, kind) decides what `by_group` reports. Where the prompt hides what is asked
+for, `request` has it, for a judge that does not see the picture.
 
     layout          path                                   group               subsets
-    mm_safetybench  folder with processed_questions, imgs  scenario            SD_TYPO, SD, TYPO, TEXT; ..._TINY of each
+    mm_safetybench  the repository's folder, or its data   scenario            SD_TYPO, SD, TYPO, TEXT; ..._TINY of each
     figstep         folder with data/question, data/images category            full, tiny
     vlsafe          harmlessness_examine.jsonl             none
     vlguard         test.json or train.json                harmful category    unsafes, safe_unsafes, safe_safes
@@ -108,8 +109,9 @@ def read_benchmark(
 
 def _mm_safetybench(path: Path, subset: str, images: Path) -> Rows:
     kind, tiny = subset.removesuffix(_TINY), subset.endswith(_TINY)
-    folder = path / "processed_questions"
-    chosen = _tiny_ids(path / "TinyVersion_ID_List.json") if tiny else None
+    folder = _mm_data(path) / "processed_questions"
+    listed = [place / "TinyVersion_ID_List.json" for place in (path, path.parent)]
+    chosen = _tiny_ids(next((file for file in listed if file.is_file()), listed[0])) if tiny else None
     files = sorted(folder.glob("*.json"))
     if not files:
         problem = "MM-SafetyBench has no questions here"
@@ -120,7 +122,13 @@ def _mm_safetybench(path: Path, subset: str, images: Path) -> Rows:
             if chosen is None or chosen & {(scenario, number), (scenario.partition("-")[2], number)}:
                 image = None if kind == "TEXT" else _inside(images, f"{scenario}/{kind}/{number}.jpg", file)
                 prompt = _text(row, _MM_PROMPTS[kind], file)
-                yield Question(f"{scenario}/{number}", scenario, prompt, "chat", image)
+                request = _text(row, "Question", file)
+                yield Question(f"{scenario}/{number}", scenario, prompt, "chat", image, request=request)
+
+
+def _mm_data(path: Path) -> Path:
+    """The folder of questions and pictures: the repository has it below itself, some copies are it."""
+    return path / "data" if (path / "data" / "processed_questions").is_dir() else path
 
 
 def _tiny_ids(path: Path) -> set[tuple[str, str]]:
@@ -138,7 +146,8 @@ def _figstep(path: Path, subset: str, images: Path) -> Rows:
     for row in _csv(file):
         number = f"{_text(row, 'category_id', file)}_{_text(row, 'task_id', file)}"
         picture = _inside(images, f"{name}/query_ForbidQI_{number}_6.png", file)
-        yield Question(number, _text(row, "category_name", file), FIGSTEP_PROMPT, "chat", picture)
+        category, request = _text(row, "category_name", file), _text(row, "question", file)
+        yield Question(number, category, FIGSTEP_PROMPT, "chat", picture, request=request)
 
 
 def _vlsafe(path: Path, subset: str, images: Path) -> Rows:
@@ -166,7 +175,8 @@ def _jailbreakv(path: Path, subset: str, images: Path) -> Rows:
         if subset == "selected" and _text(row, "selected_mini", path).lower() not in ("true", "1"):
             continue
         picture, prompt = _inside(images, _text(row, "image_path", path), path), _text(row, "jailbreak_query", path)
-        yield Question(_text(row, "id", path), row.get("policy") or "", prompt, "chat", picture)
+        request, policy = _text(row, "redteam_query", path), row.get("policy") or ""
+        yield Question(_text(row, "id", path), policy, prompt, "chat", picture, request=request)
 
 
 def _siuo(path: Path, subset: str, images: Path) -> Rows:
@@ -185,16 +195,16 @@ def _mossbench(path: Path, subset: str, images: Path) -> Rows:
 
 
 def _xstest(path: Path, subset: str, images: Path) -> Rows:
-    for row in _csv(path):
+    for number, row in enumerate(_csv(path)):
         group = _text(row, "type", path)
         if group.startswith("contrast") is (subset == "unsafe"):
-            yield Question(_text(row, "id", path), group, _text(row, "prompt", path), "chat")
+            yield Question(row.get("id") or str(number), group, _text(row, "prompt", path), "chat")
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "mm_safetybench": Layout(
         _mm_safetybench,
-        lambda path: path / "imgs",
+        lambda path: _mm_data(path) / "imgs",
         (*_MM_PROMPTS, *(f"{kind}{_TINY}" for kind in _MM_PROMPTS)),
     ),
     "figstep": Layout(_figstep, lambda path: path / "data" / "images", ("full", "tiny")),

@@ -1,6 +1,6 @@
-"""Answers that outlive a killed evaluation: each batch is written as it is answered, and not asked again.
+"""Answers and verdicts that outlive a killed evaluation: each batch is written as it is there, and not asked again.
 
-One file per model: a first line that says what the answers depend on, then a line per answer,
+One file per model or judge: a first line that says what the answers depend on, then a line per answer,
 
     {"identity": "<digest>"}
     {"asked": "<digest of the questions>", "row": 17, "answer": "..."}
@@ -19,6 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from tga.evaluation.questions import Question
+
+
+def asked_of(questions: Sequence[Question]) -> list[tuple[Any, ...]]:
+    """What answers to these questions depend on: ids, prompts, and the pictures' files."""
+    return [(q.id, q.prompt, q.format, None if q.image is None else file_stamp(q.image)) for q in questions]
+
+
+def file_stamp(path: Path) -> tuple[str, int, int]:
+    """A file's absolute path, its size, and when it was changed, in ns."""
+    state = path.stat()
+    return str(path.absolute()), state.st_size, state.st_mtime_ns
 
 
 class KeptAnswers:
@@ -44,9 +55,9 @@ class KeptAnswers:
     def __len__(self) -> int:
         return sum(map(len, self._answers.values()))
 
-    def of(self, questions: Sequence[Question]) -> AnswersToQuestions:
-        """Those to these questions, by row."""
-        asked = _digest([(q.id, q.prompt, q.format, q.image and str(q.image.absolute())) for q in questions])
+    def of(self, rows: Sequence[Any]) -> AnswersToQuestions:
+        """Those to these rows, by number. rows: of JSON's kinds, such as `asked_of` gives them."""
+        asked = _digest(list(rows))
         return AnswersToQuestions(self.path, asked, self._answers[asked])
 
     def _read(self) -> int:
@@ -60,7 +71,10 @@ class KeptAnswers:
                 if row is None or (sound == 0 and row.get("identity") != self._identity):
                     break
                 if sound > 0:
-                    self._answers[str(row.get("asked"))][int(row.get("row", -1))] = str(row.get("answer"))
+                    asked, number, answer = row.get("asked"), row.get("row"), row.get("answer")
+                    if not isinstance(asked, str) or not isinstance(number, int) or not isinstance(answer, str):
+                        break
+                    self._answers[asked][number] = answer
                 sound += len(line)
         return sound
 

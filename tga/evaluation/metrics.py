@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tga.errors import UserError
-from tga.evaluation.benchmarks import read_benchmark
+from tga.evaluation.benchmarks import LAYOUTS, SET_LAYOUT, read_benchmark
 from tga.evaluation.judges import JUDGES, JUDGES_WITH_EXPECTED
 from tga.evaluation.questions import Question, read_questions, read_toxic_scenes
 
@@ -56,6 +56,10 @@ class Metric:
         if self.judge not in (*JUDGES, BY_MODEL):
             allowed = [*sorted(JUDGES), BY_MODEL]
             raise UserError("a metric has an unknown judge", given=self.judge, allowed=allowed, remedy=SET)
+        alone = [key for key in ("subset", "images", "beside") if getattr(self, key) is not None]
+        if alone and self.layout is None:
+            problem = "a metric has settings of a benchmark's layout and names none"
+            raise UserError(problem, given=", ".join(alone), allowed=sorted(LAYOUTS), remedy=SET_LAYOUT)
 
 
 def metrics_from_config(root: Path | str, metrics: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Metric]:
@@ -91,9 +95,14 @@ def chosen_metrics(metrics: Mapping[str, Metric], names: Sequence[str] | None) -
     return {name: metric for name, metric in metrics.items() if names is None or name in names}
 
 
+def judged_by_model(metrics: Mapping[str, Metric]) -> list[str]:
+    """The names of the metrics whose answers a model judges."""
+    return [name for name, metric in metrics.items() if metric.kind == "rate" and metric.judge == BY_MODEL]
+
+
 def refuse_model_judges(metrics: Mapping[str, Metric]) -> None:
     """UserError where a metric is judged by a model, which `tga-evaluate` alone does."""
-    named = [name for name, metric in metrics.items() if metric.kind == "rate" and metric.judge == BY_MODEL]
+    named = judged_by_model(metrics)
     if named:
         problem = "tga-evaluate alone has a model as a judge"
         remedy = f"~evaluation.metrics.{named[0]} here, and tga-evaluate afterwards"

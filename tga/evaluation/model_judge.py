@@ -6,29 +6,34 @@ tokens behind the text,
 
     P(unsafe) = p(unsafe) / (p(unsafe) + p(safe))
 
-which is deterministic and a number rather than a word. Forms:
+which is deterministic and a number rather than a word. The mass p(unsafe) + p(safe) says whether the judge would have
+said either at all: where it is small the form or the words are not the judge's. Forms:
 
-    conversation  request and answer as two turns of the judge's own chat template (Llama Guard)
+    conversation  request and answer as two turns of the judge's own chat template (Llama Guard 3)
     question      `template` in a user's turn, `{prompt}` and `{answer}` filled in (any instruction-tuned LLM)
     text          `template` as it is (classifiers that were trained with one, such as HarmBench's)
 
-The judge reads words alone: it does not see the picture. What it reads comes from a model that may have been attacked,
-so the judge's special tokens are taken out of request and answer before they are filled in.
+The judge reads words alone: it does not see the picture, so it is given what was asked for where the prompt hides it
+(`Question.request`). What it reads comes from a model that may have been attacked, so all of the tokenizer's special
+tokens are taken out of request and answer before they are filled in.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
 from tga.errors import UserError
+from tga.evaluation.kept_answers import AnswersToQuestions
 from tga.vlm.padding import pad_rows, padding_id
 
 FORMS = ("conversation", "question", "text")
@@ -78,18 +83,32 @@ class JudgeForm:
 
     def text(self, tokenizer: Any, prompt: str, answer: str) -> str:
         """What the judge reads before its verdict. Raises UserError where it needs a chat template and has none."""
-        prompt, answer = (_without_special(text, tokenizer) for text in (prompt, answer))
+        prompt, answer = (without_special_tokens(text, tokenizer).strip() for text in (prompt, answer))
         if self.form == "text":
             return self._filled(prompt, answer)
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        said = [("user", prompt), ("assistant", answer)]
         if self.form == "question":
-            turns = [{"role": "user", "content": self._filled(prompt, answer)}]
+            said = [("user", self._filled(prompt, answer))]
+        remedy = "evaluation.judge_model.form=text evaluation.judge_model.template=TEXT"
         if tokenizer.chat_template is None:
-            remedy = "evaluation.judge_model.form=text evaluation.judge_model.template=TEXT"
             raise UserError(
                 "The judge's tokenizer has no chat template", given=self.form, allowed="text", remedy=remedy
             )
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        refused = ""
+        for in_parts in (False, True):  # some templates take texts, some lists of parts (Llama Guard 3 1B)
+            turns = [
+                {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text} for role, text in said
+            ]
+            try:
+                rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            except (TemplateError, TypeError) as error:
+                refused = str(error)
+                continue
+            if all(text in rendered for _, text in said):
+                return rendered
+            refused = "what it makes of request and answer lacks them"  # what a template cannot take it leaves out
+        problem = f"The judge's chat template does not take this form ({refused})"
+        raise UserError(problem, given=self.form, allowed=FORMS, remedy=remedy)
 
     def _filled(self, prompt: str, answer: str) -> str:
         # In one pass, so that a request that holds the text "{answer}" is not filled in.
@@ -98,39 +117,78 @@ class JudgeForm:
         return re.sub(r"\{prompt\}|\{answer\}", lambda place: places[place.group()], template)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """P(unsafe), in [0, 1], and the probability that the judge says one of its two words at all."""
+
+    unsafe: float
+    mass: float
+
+
+def check_words(form: JudgeForm, tokenizer: Any) -> None:
+    """Ask the judge's tokenizer alone whether it can be asked so. Raises UserError where it cannot, see `JudgeForm`."""
+    form.text(tokenizer, "A request.", "An answer.")
+    unsafe, safe = _word_ids(form, tokenizer)
+    if not unsafe or not safe or unsafe == safe:
+        remedy = "evaluation.judge_model.unsafe=WORD evaluation.judge_model.safe=WORD"
+        raise UserError("The judge's tokenizer does not tell its two words apart", given=form.words, remedy=remedy)
+
+
 @torch.inference_mode()
-def unsafe_probabilities(
+def verdicts(
     model: Any,
     tokenizer: Any,
     form: JudgeForm,
-    prompts: Sequence[str],
-    answers: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
     *,
     batch_size: int = 8,
     show_progress: bool = True,
-) -> list[float]:
-    """P(unsafe) of each answer, in [0, 1], in the order given; see the module.
+    kept: AnswersToQuestions | None = None,
+) -> list[Verdict]:
+    """The verdict on each (request, answer), in the order given; see the module.
 
-    model: a causal language model in eval mode. batch_size: answers judged at once; each goes through it twice.
+    Args:
+        model: a causal language model in eval mode.
+        batch_size: pairs judged at once; each goes through the model twice.
+        kept: verdicts of an evaluation that was stopped, as JSON; every batch is added to them.
+
+    Raises:
+        UserError: a form or words that the judge cannot be asked with, or probabilities that are no numbers.
     """
-    added = form.form == "text"  # a chat template writes its own beginning of text
-    texts = [form.text(tokenizer, *pair) for pair in zip(prompts, answers, strict=True)]
-    rows = [tokenizer(text, add_special_tokens=added).input_ids for text in texts]
-    words = [tokenizer(word, add_special_tokens=False).input_ids for word in form.words]
-    if not all(words) or words[0] == words[1]:
-        remedy = "evaluation.judge_model.unsafe=WORD evaluation.judge_model.safe=WORD"
-        raise UserError("The judge's tokenizer does not tell its two words apart", given=form.words, remedy=remedy)
+    check_words(form, tokenizer)
+    texts = [form.text(tokenizer, *pair) for pair in pairs]
+    rows = [tokenizer(text, add_special_tokens=_adds_beginning(form, tokenizer, text)).input_ids for text in texts]
+    words = _word_ids(form, tokenizer)
     order = sorted(range(len(rows)), key=lambda row: (len(rows[row]), row))
-    found = [0.0] * len(rows)
+    found: dict[int, Verdict] = {}
     with tqdm(total=len(rows), desc="judging", unit="answer", disable=not show_progress) as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            scores = [_log_probability(model, tokenizer, [rows[row] for row in chosen], word) for word in words]
-            shares = torch.stack(scores).softmax(dim=0)[0]
-            for row, share in zip(chosen, shares.tolist(), strict=True):
-                found[row] = share
+            if kept is not None and kept.known.keys() >= set(chosen):
+                found |= {row: Verdict(**json.loads(kept.known[row])) for row in chosen}
+            else:
+                logs = torch.stack(
+                    [_log_probability(model, tokenizer, [rows[row] for row in chosen], word) for word in words]
+                ).double()
+                if not bool(torch.isfinite(logs).all()):
+                    remedy = "dtype=float32, or another judge: evaluation.judge_model.path=PATH"
+                    raise UserError("The judge's probabilities are no numbers", given=f"{logs.tolist()}", remedy=remedy)
+                shares, masses = logs.softmax(dim=0)[0].tolist(), logs.exp().sum(dim=0).tolist()
+                new = {row: Verdict(*pair) for row, *pair in zip(chosen, shares, masses, strict=True)}
+                if kept is not None:
+                    kept.keep({row: json.dumps(vars(verdict)) for row, verdict in new.items()})
+                found |= new
             bar.update(len(chosen))
-    return found
+    return [found[row] for row in range(len(rows))]
+
+
+def _word_ids(form: JudgeForm, tokenizer: Any) -> list[list[int]]:
+    return [tokenizer(word, add_special_tokens=False).input_ids for word in form.words]
+
+
+def _adds_beginning(form: JudgeForm, tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer adds its beginning of text: a chat template writes its own, a text may."""
+    return form.form == "text" and not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
 
 
 def _log_probability(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], word: Sequence[int]) -> Tensor:
@@ -148,7 +206,11 @@ def _log_probability(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], 
     return -losses.view(len(rows), -1).sum(dim=1)
 
 
-def _without_special(text: str, tokenizer: Any) -> str:
-    for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
-        text = text.replace(token, " ")
+def without_special_tokens(text: str, tokenizer: Any) -> str:
+    """The text with a blank for each special token of the tokenizer, those that have no name of their own too."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    special = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
+    while any(token in text for token in special):  # again: what is left on both sides may make another one
+        for token in special:
+            text = text.replace(token, " ")
     return text

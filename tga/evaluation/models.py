@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from tga.errors import UserError
+from tga.evaluation.kept_answers import file_stamp
 from tga.training.checkpoint import latest_checkpoint, read_checkpoint, restore_model
-from tga.vlm.assemble import load_llm, load_vlm
+from tga.vlm.assemble import load_causal_lm, load_llm, load_vlm
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -50,25 +51,31 @@ def load_model(path: str, *, dtype: str, device: str, attn_implementation: str) 
     return model.to(where).eval(), processor
 
 
-def load_language_model(
-    path: str, *, dtype: str, device: str, attn_implementation: str, remedy: str = "model.llm=PATH"
-) -> tuple[Any, Any]:
+def load_judge(path: str, *, dtype: str, device: str, remedy: str) -> tuple[Any, Any]:
+    """A causal language model of any layout, in eval mode on the device, and its tokenizer; as `load_model`."""
+    where, chosen = _where_and_how(device, dtype)
+    model, tokenizer = load_causal_lm(path, chosen, None, remedy=remedy)
+    module: Any = model
+    return module.to(where).eval(), tokenizer
+
+
+def load_language_model(path: str, *, dtype: str, device: str, attn_implementation: str) -> tuple[Any, Any]:
     """A language model without a VLM around it, in eval mode on the device, and its tokenizer; as `load_model`."""
     where, chosen = _where_and_how(device, dtype)
-    model, tokenizer = load_llm(path, chosen, attn_implementation, remedy=remedy)
+    model, tokenizer = load_llm(path, chosen, attn_implementation)
     module: Any = model
     return module.to(where).eval(), tokenizer
 
 
 def model_stamp(path: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of change (ns) of the files that a model's path stands for; empty for a hub id.
+    """Path, size and time of change (ns) of the files that a model's path stands for; empty for a hub id.
 
     Raises UserError for a run without a checkpoint.
     """
     place = Path(path)
     checkpoint = _checkpoint(place)
-    files = [checkpoint] if checkpoint is not None else sorted([*place.glob("*.safetensors"), *place.glob("*.json")])
-    return [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
+    files = [checkpoint] if checkpoint is not None else sorted(file for file in place.glob("*") if file.is_file())
+    return [file_stamp(file) for file in files]
 
 
 def _where_and_how(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:

@@ -1,9 +1,9 @@
 """Evaluation questions and the two layouts they are read from.
 
 The generic layout is one JSON object per line: {"id", "prompt", "image"?, "format"?, "group"?, "expected"?,
-"caption"?, "toxic"?}; a picture's path is relative to the file. The toxic-scenes layout of the TGA paper is a folder
-per scene, `{root}/{scene}/**/*.{jpg,jpeg,png}`, asked with one prompt for all (methods: HOD and ToViLaG have such
-folders).
+"caption"?, "toxic"?, "request"?}; a picture's path is relative to the file. The toxic-scenes layout of the TGA paper is
+a folder per scene, `{root}/{scene}/**/*.{jpg,jpeg,png}`, asked with one prompt for all (methods: HOD and ToViLaG have
+such folders).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(entry, str) for entry in value))
 
 
-FIELDS = {"image": _is_text, "caption": _is_text, "expected": _is_texts, "toxic": _is_texts}
+FIELDS = {"image": _is_text, "caption": _is_text, "request": _is_text, "expected": _is_texts, "toxic": _is_texts}
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Question:
     expected: what a right answer names; alternatives within an entry are separated by "|".
     caption: the text a cosine compares the picture with.
     toxic: the words of the prompt that make it toxic, each a part of `prompt`; empty where nobody marked them.
+    request: what is asked for, where the prompt does not say it (it stands in the picture, or is disguised).
     """
 
     id: str
@@ -52,6 +53,7 @@ class Question:
     expected: tuple[str, ...] = ()
     caption: str | None = None
     toxic: tuple[str, ...] = ()
+    request: str | None = None
 
 
 def read_questions(path: Path | str, *, limit: int | None = None) -> list[Question]:
@@ -111,7 +113,7 @@ def _question(line: str, number: int, path: Path) -> Question:
         raise UserError(
             f"line {number} of {path} has a field of another kind",
             given={key: row[key] for key in strange},
-            allowed='"image", "caption": text; "expected", "toxic": text or a list of texts',
+            allowed='"image", "caption", "request": text; "expected", "toxic": text or a list of texts',
             remedy=MEND,
         )
     toxic = _texts(row.get("toxic"))
@@ -131,6 +133,7 @@ def _question(line: str, number: int, path: Path) -> Question:
         expected=_texts(row.get("expected")),
         caption=row.get("caption"),
         toxic=toxic,
+        request=row.get("request"),
     )
 
 

@@ -112,16 +112,27 @@ def load_vlm(
 
 
 def load_llm(
-    path: str,
-    dtype: torch.dtype = torch.float32,
-    attn_implementation: str = "sdpa",
-    *,
-    remedy: str = "model.llm=PATH",
+    path: str, dtype: torch.dtype = torch.float32, attn_implementation: str = "sdpa"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model alone, in eval mode, with its tokenizer, which gets a padding token if it has none.
+    """Load a causal language model to build on, in eval mode, with its tokenizer, as `load_causal_lm`.
 
     Raises:
         UserError: it does not exist, lacks weights, or is not laid out like Llama.
+    """
+    model, tokenizer = load_causal_lm(path, dtype, attn_implementation, remedy="model.llm=PATH")
+    check_decoder(model.base_model, path)
+    return model, tokenizer
+
+
+def load_causal_lm(
+    path: str, dtype: torch.dtype, attn_implementation: str | None, *, remedy: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model of any layout, in eval mode; its tokenizer gets a padding token if it has none.
+
+    attn_implementation: None lets the model choose. remedy: what an error tells the caller's user to set.
+
+    Raises:
+        UserError: it does not exist or lacks weights.
     """
     model, report = pretrained(
         AutoModelForCausalLM,
@@ -132,8 +143,7 @@ def load_llm(
         output_loading_info=True,
     )
     _check_complete(path, report)
-    check_decoder(model.base_model, path)
-    return model, load_tokenizer(path)
+    return model, load_tokenizer(path, remedy=remedy)
 
 
 def _load_vision_tower(path: str, dtype: torch.dtype, attn_implementation: str) -> tuple[CLIPVisionModel, Any]:

@@ -87,9 +87,9 @@ def load_processor(path: str, *, remedy: str) -> Any:
     return processor
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, *, remedy: str = "model.llm=PATH") -> PreTrainedTokenizerBase:
     """The tokenizer of a language model; it can pad."""
-    tokenizer = pretrained(AutoTokenizer, path, remedy="model.llm=PATH")
+    tokenizer = pretrained(AutoTokenizer, path, remedy=remedy)
     _ensure_padding(tokenizer)
     return tokenizer
 
