@@ -79,7 +79,7 @@ def test_a_command_prints_it_and_its_mistakes(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["tga-evaluate", sign, "evaluation.limit=7"])
     evaluate()
-    assert "limit: 7  # questions per metric, null: all" in capsys.readouterr().out
+    assert "limit: 7  # questions per metric (per scene" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["tga-train", "alignment=none_such", sign])
     with pytest.raises(SystemExit) as stopped:
         train()
