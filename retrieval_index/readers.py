@@ -6,11 +6,9 @@ A new format is one function in `READERS`. Records without an id are named after
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import json
-import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,29 +20,32 @@ import pyarrow.parquet as pq
 
 from retrieval_index.errors import RetrievalError
 from retrieval_index.files import file_sha256
+from retrieval_index.tables import MEND, not_utf8, table_rows
 
 CAPTION_KEYS = ("caption", "text")
 ID_KEYS = ("id", "key")
-MEND = "mend the file, or captions=PATH of another one"
 Records = Iterator[tuple[str, str | None]]
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Where a record keeps its caption and its id; None: `caption` or `text`, and `id` or `key`."""
+    """Where a record keeps its caption and its id; None: `caption` or `text`, and `id` or `key`.
 
-    caption: str | None = None
-    id: str | None = None
+    A number is a column, counted from 1, of a .csv or .tsv whose first line is a record like any other (CC3M, CC12M).
+    """
+
+    caption: str | int | None = None
+    id: str | int | None = None
 
     def caption_of(self, row: Mapping[str, Any]) -> str | None:
         """The caption of a record; None where it has none."""
-        values = (row.get(key) for key in ([self.caption] if self.caption else CAPTION_KEYS))
+        values = (row.get(str(key)) for key in ([self.caption] if self.caption else CAPTION_KEYS))
         found = next((value for value in values if isinstance(value, str)), None)
         return found if found is not None or self.caption else single_answer(row.get("conversations"))
 
     def id_of(self, row: Mapping[str, Any], fallback: str) -> str:
         """The id of a record."""
-        values = (row.get(key) for key in ([self.id] if self.id else ID_KEYS))
+        values = (row.get(str(key)) for key in ([self.id] if self.id else ID_KEYS))
         return next((str(value) for value in values if value is not None), fallback)
 
     def columns(self, names: Sequence[str], file: Path) -> tuple[str, str | None]:
@@ -97,9 +98,17 @@ def read_records(file: Path, keys: Keys) -> Records:
     """(id, caption) of every record of a caption file.
 
     Raises:
-        RetrievalError: a file that is broken, or not of the form its suffix says.
+        RetrievalError: a file that is broken, or not of the form its suffix says, or numbers of columns where columns
+            have names.
     """
-    return READERS[file.suffix.lower()](file, keys)
+    suffix = file.suffix.lower()
+    if isinstance(keys.caption, int) or isinstance(keys.id, int):
+        if suffix not in (".csv", ".tsv") or not isinstance(keys.caption, int) or isinstance(keys.id, str):
+            given = f"{file}, index.caption_key={keys.caption}, index.id_key={keys.id}"
+            problem = "Numbers name the columns of a .csv or .tsv without a line of names, of both or of the caption"
+            raise RetrievalError(problem, given=given, remedy="index.caption_key=2 index.id_key=1, or names of both")
+        return _read_headless(file, keys.caption, keys.id)
+    return READERS[suffix](file, keys)
 
 
 def hash_content(file: Path) -> str:
@@ -168,23 +177,25 @@ def _read_json(file: Path, keys: Keys) -> Records:
 
 
 def _read_csv(file: Path, keys: Keys) -> Records:
-    """Comma-separated values with quotes; in a .tsv a quote is a character like any other: captions of the web."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    tabs = file.suffix.lower() == ".tsv"
-    form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
-    rows: csv.DictReader[str] | None = None
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            rows = csv.DictReader(stream, **form)
-            caption, identifier = keys.columns(list(rows.fieldnames or []), file)
-            for number, row in enumerate(rows, start=1):
-                yield (row[identifier] if identifier else None) or f"{file.name}:{number}", row[caption]
-    except UnicodeDecodeError as error:
-        raise _not_utf8(file, error) from error
-    except csv.Error as error:
-        line = rows.reader.line_num if rows is not None else 1
-        given = f"{file} line {line}: {error}"
-        raise RetrievalError("A caption file is not a table", given=given, remedy=MEND) from error
+    """A table with a line of names."""
+    rows = table_rows(file)
+    names = next(rows, (0, []))[1]
+    caption, identifier = keys.columns(names, file)
+    places = [None if name is None else names.index(name) for name in (caption, identifier)]
+    for number, (_, row) in enumerate(rows, start=1):
+        if row:
+            text, key = (None if place is None or place >= len(row) else row[place] for place in places)
+            yield key or f"{file.name}:{number}", text
+
+
+def _read_headless(file: Path, caption: int, identifier: int | None) -> Records:
+    """A table whose columns have numbers."""
+    for line, row in table_rows(file):
+        if row and max(caption, identifier or 0) > len(row):
+            given = f"{file} line {line}: {len(row)} columns"
+            raise RetrievalError("A line has fewer columns", given=given, remedy="index.caption_key=NUMBER, or " + MEND)
+        if row:
+            yield (row[identifier - 1] if identifier else "") or f"{file.name}:{line}", row[caption - 1]
 
 
 def _read_parquet(file: Path, keys: Keys) -> Records:
@@ -250,11 +261,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         with open(file, encoding="utf-8-sig") as stream:
             yield from enumerate(stream, start=1)
     except UnicodeDecodeError as error:
-        raise _not_utf8(file, error) from error
-
-
-def _not_utf8(file: Path, error: UnicodeDecodeError) -> RetrievalError:
-    return RetrievalError("A caption file is not UTF-8", given=f"{file}: {error}", remedy=MEND)
+        raise not_utf8(file, error) from error
 
 
 def _from_row(row: Any, fallback_id: str, file: Path, keys: Keys) -> tuple[str, str | None]:

@@ -22,7 +22,8 @@ class IndexSettings:
         shard_rows: captions per shard.
         batch_size: captions per batch of the encoder.
         dtype: float32 or float16, of the embeddings on disk.
-        caption_key, id_key: key or column of captions and ids; None: `caption` or `text`, `id` or `key`.
+        caption_key, id_key: key or column of captions and ids; None: `caption` or `text`, `id` or `key`. Numbers are
+            columns, from 1, of a table without a line of names.
         max_characters: longer captions are left out, and counted.
         kind: of index, "auto" lets the planner choose.
         memory_budget: what building and serving the index may keep resident, as `16GiB`.
@@ -36,8 +37,8 @@ class IndexSettings:
     shard_rows: int = 100_000
     batch_size: int = 256
     dtype: str = "float32"
-    caption_key: str | None = None
-    id_key: str | None = None
+    caption_key: str | int | None = None
+    id_key: str | int | None = None
     max_characters: int = 2000
     kind: str = "auto"
     memory_budget: str | int = "16GiB"
@@ -63,8 +64,10 @@ class IndexSettings:
             check_count(getattr(self, name), name, f"index.{name}={getattr(IndexSettings, name)}")
         for name in ("caption_key", "id_key"):
             key = getattr(self, name)
-            if key is not None and not isinstance(key, str):
-                raise RetrievalError(f"{name} is the name of a key", given=key, remedy=f"'index.{name}=\"{key}\"'")
+            named = isinstance(key, str) or (isinstance(key, int) and not isinstance(key, bool) and key > 0)
+            if key is not None and not named:
+                problem = f"{name} is the name of a key, or the number of a column of a table without a line of names"
+                raise RetrievalError(problem, given=key, allowed="a name, or a number from 1", remedy=f"index.{name}=2")
         if self.dtype not in DTYPES:
             raise RetrievalError(
                 "Unknown dtype", given=self.dtype, allowed=", ".join(DTYPES), remedy="index.dtype=float32"

@@ -94,6 +94,28 @@ def test_other_keys_and_columns(tmp_path: Path) -> None:
         list(read_records(tmp_path / "c.csv", Keys(caption="text", id="url")))
 
 
+def test_tables_without_a_line_of_names(tmp_path: Path) -> None:
+    (tmp_path / "cc3m.tsv").write_text('a "dog" , running\thttp://a\n\na cat\thttp://b\n', encoding="utf-8")
+    (tmp_path / "cc12m.csv").write_text('http://a,"a dog, running"\n,a cat\n', encoding="utf-8")
+    assert list(read_records(tmp_path / "cc3m.tsv", Keys(caption=1))) == [
+        ("cc3m.tsv:1", 'a "dog" , running'),
+        ("cc3m.tsv:3", "a cat"),
+    ]
+    assert list(read_records(tmp_path / "cc12m.csv", Keys(caption=2, id=1))) == [
+        ("http://a", "a dog, running"),
+        ("cc12m.csv:2", "a cat"),
+    ]
+    with pytest.raises(RetrievalError, match=r"fewer columns.*cc3m.tsv line 1: 2 columns"):
+        list(read_records(tmp_path / "cc3m.tsv", Keys(caption=3)))
+
+
+@pytest.mark.parametrize(("name", "keys"), [("c.jsonl", Keys(1)), ("c.tsv", Keys(1, "id")), ("c.tsv", Keys("text", 1))])
+def test_numbers_and_names_of_columns_do_not_mix(tmp_path: Path, name: str, keys: Keys) -> None:
+    (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(RetrievalError, match="without a line of names.*caption_key="):
+        list(read_records(tmp_path / name, keys))
+
+
 def test_a_web_dataset_sample_keeps_its_caption_in_text_or_json(tmp_path: Path) -> None:
     members = {
         "0/a.jpg": b"\xff\xd8", "0/a.txt": b"one", "0/a.json": b'{"caption": "not this one"}',
