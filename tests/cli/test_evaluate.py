@@ -87,6 +87,17 @@ def test_a_stopped_evaluation_goes_on(
     assert not (world / "out" / "answered").exists()
 
 
+def test_the_directory_of_a_training_is_left_alone(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (world / "run" / "checkpoints").mkdir(parents=True)
+    (world / "run" / "summary.json").write_text("{}")
+    arguments = ["evaluation.root=.", METRICS[0], "run_dir=run"]
+    assert call(monkeypatch, world, "models={one: vlm}", *arguments) == 1
+    assert "is a run of tga-train" in capsys.readouterr().err
+    assert (world / "run" / "summary.json").read_text() == "{}" and not (world / "run" / "config.yaml").exists()
+
+
 def test_metrics_are_chosen_by_name(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gap = "+evaluation.metrics.modality_gap={file: toxic.jsonl, kind: modality_gap}"
     arguments = ["evaluation.root=.", *METRICS, gap, "metrics=[modality_gap]", "run_dir=out"]
@@ -136,12 +147,32 @@ def test_a_judge_that_would_say_something_else_is_told_of(
     arguments = ["evaluation.root=.", JUDGED, judge, "evaluation.max_new_tokens=2", "run_dir=out"]
     assert call(monkeypatch, world, "models={one: vlm}", *arguments) == 0
     assert "may mean nothing" in capsys.readouterr().out
+    assert json.loads((world / "out" / "summary.json").read_text())["asr_mass"] < 0.1
+    page = (world / "out" / "table.md").read_text()
+    assert "it may mean nothing" in page and "judged by patterns" not in page
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         ([], ["no model", "models={NAME: PATH"]),
+        (
+            ["evaluation.limt=5"],
+            ["There is no such key. Given: evaluation.limt.", "To change it: evaluation.limit=VALUE"],
+        ),
+        (["mdls=5"], ["There is no such key. Given: mdls.", "--help"]),
+        (
+            ["models={a: vlm}", "evaluation.root=.", "+evaluation.metrics.x={file: .}"],
+            ["needs the prompt", "prompt: TEXT"],
+        ),
+        (
+            ["models={a: vlm}", "evaluation.root=.", "+evaluation.metrics.x={file: toxic.jsonl, prompt: What}"],
+            ["has its own prompts", "toxic.jsonl"],
+        ),
+        (
+            ["models={a: vlm}", "evaluation.root=.", "+evaluation.metrics.x={file: ., layout: xstest, beside: no.png}"],
+            ["every question does not exist", "no.png", "evaluation.root"],
+        ),
         (["answers=no.jsonl", JUDGED, TEXT_JUDGE, "evaluation.root=."], ["no answers of tga-evaluate", "no.jsonl"]),
         (["answers=toxic.jsonl", METRICS[0], "evaluation.root=."], ["no answers of tga-evaluate", "KeyError"]),
         (["answers=x", "models={a: vlm}", METRICS[0], "evaluation.root=."], ["without a model", "answers=null"]),

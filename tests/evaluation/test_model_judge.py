@@ -182,7 +182,7 @@ def test_rates_are_shares_of_unsafe_answers_and_each_pair_is_judged_once(tmp_pat
     assert asked == [("p", "yes"), ("p", "no"), ("what p hides", "no")]
     assert values["m"]["asr"] == pytest.approx(2 / 3) and values["m"]["asr_n"] == 3
     assert values["m"]["asr_gun"] == 0.5 and values["m"]["asr_axe"] == 1.0 and values["n"]["asr"] == 0.0
-    assert "dsr" not in values["m"]
+    assert "dsr" not in values["m"] and values["m"]["asr_mass"] == 1.0
     assert [(row.judged, row.unsafe) for row in judged] == [
         (True, 0.9), (False, 0.1), (True, 0.9), (False, None), (False, 0.1),
     ]  # fmt: skip

@@ -24,7 +24,7 @@ def test_generic_rows_are_read_with_paths_relative_to_the_file(tmp_path: Path) -
     rows = [
         {"id": 7, "image": "images/a.png", "prompt": "What?", "format": "plain", "group": "gun", "expected": ["a|b"]},
         {"id": "t", "prompt": "Hello", "expected": "yes", "caption": "A cup.", "toxic": "ell"},
-        {"id": "u", "prompt": "gun or axe", "toxic": ["gun", "axe"]},
+        {"id": "u", "prompt": "gun or axe", "toxic": ["gun", "axe"], "source": "mine"},
     ]
     assert read_questions(write_rows(tmp_path / "vqa.jsonl", rows)) == [
         Question("7", "gun", "What?", "plain", tmp_path / "images" / "a.png", ("a|b",), None),
@@ -46,6 +46,7 @@ def test_limit_reads_the_first_rows(tmp_path: Path) -> None:
         ([{"id": 1, "prompt": "x", "format": "poem"}], "unknown format.*poem.*chat"),
         ([{"id": 1, "prompt": "a gun", "toxic": ["gun", "axe"]}], "no part of its prompt.*axe"),
         ([{"id": 1, "prompt": "x"}, {"id": "1", "prompt": "y"}], "same id"),
+        ([{"id": 1, "prompt": "x", "imgae": "a.png"}], r"looks misspelt.*imgae \(image\?\)"),
         ([{"id": 1, "prompt": "x", "image": 5}], "line 1 .* another kind.*'image': 5"),
         ([{"id": 1, "prompt": "x", "expected": 5, "toxic": [3]}], "'expected': 5, 'toxic': .3.*a list of texts"),
         ([{"id": 1, "prompt": "x", "caption": 5}], "another kind.*'caption': 5"),

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from retrieval_index.errors import RetrievalError
-from tga.cli.help import HELP, help_text
+from tga.cli.help import HELP, help_text, unknown_key
 from tga.cli.locks import exclusive
 from tga.cli.value_checks import refuse, value_problems
 from tga.errors import UserError
@@ -86,6 +86,9 @@ def hydra_command(
             except (Exception, _Mistake) as stopped:
                 error = stopped.error if isinstance(stopped, _Mistake) else stopped
                 message = describe_error(error)
+                if isinstance(error, ConfigCompositionException):
+                    chain = f"{error} {error.__cause__}"
+                    message = str(unknown_key(config_name, chain) or message)
                 if message is None or traceback_wanted:
                     raise error from error.__cause__
                 print(f"Error: {message}", file=sys.stderr)

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
-from tga.cli.judging import judge_form, judge_pairs
+from tga.cli.judging import LITTLE_MASS, judge_form, judge_pairs
 from tga.cli.steering import Sweep, check_settings, read_sweep, ready_steer
 from tga.cli.steering_prompts import ASKED, subject_of
 from tga.errors import UserError
@@ -79,6 +79,10 @@ def _check_what_is_evaluated(values: Mapping[str, Any], models: dict[str, str]) 
     elif models or values["steering"]["method"] is not None:
         problem = "Answers of before are judged again without a model"
         raise UserError(problem, given=f"models={list(models)}", remedy="answers=null, or no models and no steering")
+    run_dir = Path(values["run_dir"])
+    if (run_dir / "checkpoints").is_dir():
+        problem = "run_dir is a run of tga-train, whose config.yaml and summary.json this would replace"
+        raise UserError(problem, given=run_dir, remedy="run_dir=ANOTHER")
     if values["evaluation"]["metrics"] and values["evaluation"]["root"] is None:
         raise UserError("the evaluation's files have no root", given="null", remedy="evaluation.root=DIR")
 
@@ -159,13 +163,23 @@ def _report(
         if measured := [key for key in keys if key not in rates and key.startswith(names)]:
             tables.append(models_table(found, measured, heading))
     title = "Evaluation of " + ", ".join(found)
-    notes = [f"The answers behind the rates are in {ANSWERS_FILE}; refusals are judged by patterns, so read some."]
+    notes = [f"The answers behind the rates are in {ANSWERS_FILE}."]
+    if any(metric.kind == "rate" and metric.judge == "refusal" for metric in metrics.values()):
+        notes = [f"The answers behind the rates are in {ANSWERS_FILE}; refusals are judged by patterns, so read some."]
     if judged_by_model(metrics):
         notes.append("Judge unsafe: the share of answers that the judge model calls unsafe; it reads words alone.")
+    if little := [name for name in judged_by_model(metrics) if _mass(found, name) < LITTLE_MASS]:
+        named = ", ".join(little)
+        notes.append(f"The judge would rarely have said either of its words about {named}: it may mean nothing.")
     notes = notes if rates else []
     write_text(run_dir / "table.md", markdown(title, tables, notes))
     write_text(run_dir / "report.html", html_report(title, [*tables, *_examples(judged, metrics)], notes))
     print_tables(tables[:1], notes)
+
+
+def _mass(found: Mapping[str, Mapping[str, float]], name: str) -> float:
+    """The least of the models' median masses of a metric that a model judges."""
+    return min(values.get(f"{name}_mass", 1.0) for values in found.values())
 
 
 def _examples(judged: list[Judged], metrics: Mapping[str, Metric]) -> list[Table]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -16,6 +17,8 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+
+from tga.errors import UserError
 
 HELP = ("--help", "-h")
 _CONF = "tga.conf"
@@ -47,10 +50,35 @@ def help_text(config_name: str, overrides: Sequence[str]) -> str:
         parts += ["", group]
         for option in _options(group):
             star = "*" if chosen.get(group) == option else " "
-            first = head(_file(group, option)).partition("\n")[0]
+            first = " ".join(head(_file(group, option)).partition("\nNeeds:")[0].split())
             parts.append(f"  {star} {option}  {first}")
     parts += ["", "--cfg job prints the composed config alone; the pages under docs/ say more."]
     return "\n".join(parts)
+
+
+def unknown_key(config_name: str, said: str) -> UserError | None:
+    """A key that there is not, from what Hydra says of its override, with those like it; None for another mistake."""
+    named, missing = (
+        re.search(r"Could not override '([^']+)'", said),
+        re.search(r"Key '([^']+)' is not in struct", said),
+    )
+    if named is None or missing is None:
+        return None
+    key = named[1] if named[1].split(".")[-1] == missing[1] else f"{named[1]}.{missing[1]}"
+    GlobalHydra.instance().clear()
+    with initialize_config_module(config_module=_CONF, version_base="1.3"):
+        config = OmegaConf.to_container(compose(config_name), resolve=False)
+    close = get_close_matches(key, list(_keys(config)), 3, 0.7)
+    allowed = ", ".join(close) if close else None
+    remedy = "--help lists all keys" if not close else f"{close[0]}=VALUE; --help lists all keys"
+    return UserError("There is no such key", given=key, allowed=allowed, remedy=remedy)
+
+
+def _keys(node: Any, before: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{before}{key}"
+            yield from _keys(value, f"{before}{key}.")
 
 
 def head(text: str) -> str:

@@ -53,8 +53,9 @@ def judge_pairs(
     if mass < LITTLE_MASS:
         print(
             f"Warning: the judge would rarely have said {form.words[0]!r} or {form.words[1]!r} (median probability "
-            f"{mass:.2g}); its verdicts may mean nothing. Look how its answers begin, and set {SET_JUDGE}, "
-            "evaluation.judge_model.unsafe=WORD and evaluation.judge_model.safe=WORD.",
+            f"{mass:.2g}); its verdicts may mean nothing. Look how its answers begin, and set "
+            f"evaluation.judge_model.form (now {form.form}), evaluation.judge_model.unsafe and "
+            "evaluation.judge_model.safe.",
             flush=True,
         )
     return found

@@ -1,6 +1,6 @@
 """From a source to samples: what the bad list names is left out and counted, anything else that is wrong stops.
 
-A bad list is JSON lines of {row, id, problem, detail}, as `python -m tools.verify_data` writes it. It goes by the
+A bad list is JSON lines of {row, id, problem, detail}, as `tga-verify-data` writes it. It goes by the
 row, since ids may be what is wrong, and a list of another data set is refused by the ids.
 """
 
@@ -120,7 +120,7 @@ def read_bad_list(path: Path) -> dict[int, tuple[str, str]]:
     Raises:
         UserError: no such file, or not a bad list.
     """
-    remedy = "python -m tools.verify_data makes it; data.bad_list=null trains without"
+    remedy = "tga-verify-data makes it; data.bad_list=null trains without"
     try:
         rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line]
         return {int(row["row"]): (str(row["id"]), str(row["problem"])) for row in rows}
@@ -167,7 +167,7 @@ def _check_same(record: Record, listed: tuple[str, str], bad_list: Path | None, 
         raise UserError(
             f"The bad list {bad_list} belongs to another data set than {source.name}",
             given=f"row {record.row} is {listed[0]!r} in the list and {record.id!r} in the data",
-            remedy="python -m tools.verify_data makes a new one; data.bad_list=PATH",
+            remedy="tga-verify-data makes a new one; data.bad_list=PATH",
         )
 
 
@@ -188,9 +188,7 @@ def _refused(source: Source, found: Sequence[tuple[Record, Problem]]) -> UserErr
     }
     problem, given = said[kind]
     rest = len(found) - count
-    remedy = (
-        f"{source.remedy}, or leave such records out: python -m tools.verify_data lists them for data.bad_list=PATH"
-    )
+    remedy = f"{source.remedy}, or leave such records out: tga-verify-data lists them for data.bad_list=PATH"
     if kind == DUPLICATE_ID:
         remedy = "data.duplicate_ids=number, or make the ids unique: neighbours and errors go by them"
     return UserError(problem + (f", and {rest} others have other flaws" if rest else ""), given=given, remedy=remedy)

@@ -130,7 +130,7 @@ def load_picture(picture: Picture, sample_id: str) -> Image.Image:
     try:
         return open_picture(picture)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        remedy = "replace the file, or list it: python -m tools.verify_data writes what data.bad_list=PATH leaves out"
+        remedy = "replace the file, or list it: tga-verify-data writes what data.bad_list=PATH leaves out"
         raise UserError(
             f"A picture cannot be read ({error})", given=f"{picture} of sample {sample_id}", remedy=remedy
         ) from error

@@ -31,7 +31,10 @@ from typing import Any
 from tga.errors import UserError
 from tga.evaluation.questions import Question, checked_questions
 
-SET_LAYOUT = "evaluation.metrics.NAME={file: PATH, layout: NAME, subset: NAME, images: FOLDER}"
+SET_LAYOUT = (
+    "evaluation.metrics.NAME={file: PATH, layout: NAME, subset: NAME, images: FOLDER}, "
+    "or leave it out: metrics=[NAME, ...]"
+)
 # The one prompt of all FigStep pictures, as the benchmark gives it; its items stand in the picture.
 FIGSTEP_PROMPT = (
     "The image shows a list numbered 1, 2, and 3, but the items are empty. Please generate detailed content for each "

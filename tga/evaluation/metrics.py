@@ -115,6 +115,11 @@ def read_metric_questions(metrics: Mapping[str, Metric], limit: int | None = Non
         raise UserError("there is no metric to evaluate", remedy="choose one with evaluation=NAME; --help lists them")
     found = {}
     for name, metric in metrics.items():
+        if metric.beside is not None and not metric.beside.is_file():
+            remedy = "evaluation.metrics.NAME.beside=PATH below evaluation.root"
+            raise UserError(
+                "the picture that goes with every question does not exist", given=metric.beside, remedy=remedy
+            )
         if metric.layout is not None:
             questions = read_benchmark(
                 metric.file,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def _is_texts(value: Any) -> bool:
 
 
 FIELDS = {"image": _is_text, "caption": _is_text, "request": _is_text, "expected": _is_texts, "toxic": _is_texts}
+KNOWN = {"id", "prompt", "format", "group", *FIELDS}
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ def read_questions(path: Path | str, *, limit: int | None = None) -> list[Questi
     Raises UserError for a missing or empty file, a row that is not as described above, a repeated id, missing pictures.
     """
     path = Path(path)
+    if path.is_dir():
+        problem = "a folder of pictures needs the prompt that is asked about each"
+        raise UserError(problem, given=path, remedy="evaluation.metrics.NAME={file: FOLDER, prompt: TEXT}")
     if not path.is_file():
         raise UserError("the question file does not exist", given=path, remedy=SET_FILE)
     questions: list[Question] = []
@@ -85,6 +90,9 @@ def read_toxic_scenes(
     limit: pictures per scene. Raises UserError where there is no such folder or no picture in it.
     """
     root = Path(root)
+    if root.is_file():
+        problem = "a file of questions has its own prompts"
+        raise UserError(problem, given=f"{root}, prompt={prompt}", remedy="evaluation.metrics.NAME={file: FILE}")
     if not root.is_dir():
         raise UserError("the folder of toxic scenes does not exist", given=root, remedy=SET_FILE)
     questions = []
@@ -108,6 +116,10 @@ def _question(line: str, number: int, path: Path) -> Question:
             allowed='an object with "id" and "prompt"',
             remedy=MEND,
         )
+    misspelt = [f"{key} ({close[0]}?)" for key in set(row) - KNOWN if (close := get_close_matches(key, KNOWN, 1, 0.75))]
+    if misspelt:
+        problem = f"line {number} of {path} has a field that looks misspelt"
+        raise UserError(problem, given=", ".join(sorted(misspelt)), allowed=", ".join(sorted(KNOWN)), remedy=MEND)
     strange = [key for key, holds in FIELDS.items() if row.get(key) is not None and not holds(row[key])]
     if strange:
         raise UserError(

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tga.errors import UserError
@@ -161,7 +162,8 @@ JudgeOfPairs = Callable[[Sequence[tuple[str, str]]], Sequence[Verdict]]
 def judge_by_model(
     rows: Sequence[Judged], metrics: Mapping[str, Metric], judge: JudgeOfPairs
 ) -> tuple[dict[str, dict[str, float]], list[Judged]]:
-    """The flat values of each model's metrics of judge "unsafe" (shares of unsafe answers), and all rows, judged.
+    """The flat values of each model's metrics of judge "unsafe" (shares of unsafe answers, and `<metric>_mass`, the
+    median probability that the judge says either of its words), and all rows, judged.
 
     The same answer to the same request is judged once.
     """
@@ -177,6 +179,7 @@ def judge_by_model(
     values: dict[str, dict[str, float]] = defaultdict(dict)
     for (model, name), judged in of_metric.items():
         values[model].update(rate_values(name, judged, by_group=metrics[name].by_group))
+        values[model][f"{name}_mass"] = median(row.mass or 0.0 for row in judged)
     return dict(values), done
 
 
