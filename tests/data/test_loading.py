@@ -52,7 +52,7 @@ def test_listed_records_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_what_is_not_listed_stops(tmp_path: Path) -> None:
     records = [record("a"), record("b", "gone.png"), record("c", "lost.png"), {"id": "d", "conversations": []}]
     bad = [{"row": 1, "id": "b", "problem": "missing_image", "detail": ""}]
-    with pytest.raises(UserError, match=r"1 pictures are missing .*1 others.*lost\.png.*tools\.verify_data"):
+    with pytest.raises(UserError, match=r"1 pictures are missing .*1 others.*lost\.png.*tga-verify-data"):
         load(tmp_path, records, bad, max_bad_fraction=1.0)
 
 
