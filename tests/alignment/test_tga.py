@@ -100,6 +100,20 @@ def test_weights_and_schedules_scale_their_own_term(oracle: GuideOracle) -> None
     torch.testing.assert_close(weighted["tga_rank"], plain["tga_rank"] * 0.5)
 
 
+@pytest.mark.parametrize(
+    ("progress", "pair", "rank"), [(0.0, 0.0, 0.0), (0.1, 1.35, 1.0), (0.2, 2.4, 2.0), (0.5, 1.5, 2.0)]
+)
+def test_a_warm_up_lets_both_terms_grow_beside_their_schedules(
+    oracle: GuideOracle, progress: float, pair: float, rank: float
+) -> None:
+    """Weight 3 fading linearly and weight 2 constant, over a warm-up of a fifth of the steps."""
+    plain = located(oracle.spans.layers).losses(oracle.spans, progress)
+    weights = {"pair_weight": 3.0, "rank_weight": 2.0, "pair_schedule": "linear_decay"}
+    grown = TGA(oracle.spans.layers, warmup=0.2, **weights).losses(oracle.spans, progress)  # type: ignore[arg-type]
+    torch.testing.assert_close(grown["tga_pair"], plain["tga_pair"] * pair)
+    torch.testing.assert_close(grown["tga_rank"], plain["tga_rank"] * rank)
+
+
 def test_the_centre_is_taken_off_all_three_sides_in_the_order_of_the_layers(oracle: GuideOracle) -> None:
     spans = oracle.spans
     centre = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -138,6 +152,7 @@ def test_perfect_alignment_reaches_the_minimum() -> None:
         ({"form": "square"}, "Unknown form of TGA. Given: square. Allowed: log, exp"),
         ({"pair_schedule": "cosine"}, "Allowed: constant, linear_decay, quadratic_decay"),
         ({"layers": ()}, "at least one layer"),
+        ({"warmup": 1.5}, "warm-up must be a share of the steps. Given: 1.5. Allowed: 0 to 1"),
     ],
 )
 def test_mistakes_are_named(arguments: dict, message: str) -> None:

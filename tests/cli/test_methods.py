@@ -20,12 +20,12 @@ LOCATED = [10, 11, 12, 13, 14, 15, 16, 17, 18]
 COMMON = {
     "layers": "all", "pair_weight": 1.0, "rank_weight": 1.0, "reduction": "mean", "form": "log",
     "pair_schedule": "constant", "rank_schedule": "constant", "retrieved": "loss", "centred": False,
-    "retrieved_gradient": False, "target": "caption", "temperature": 0.1, "targets": "online",
+    "retrieved_gradient": False, "target": "caption", "temperature": 0.1, "warmup": 0, "targets": "online",
     "targets_dtype": "float32",
 }  # fmt: skip
 FADING = {"pair_schedule": "linear_decay", "rank_schedule": "linear_decay"}
 OWN: dict[str, dict[str, Any]] = {
-    "tga": {**FADING, "pair_weight": 3.0, "rank_weight": 3.0},
+    "tga": {**FADING, "pair_weight": 3.0, "rank_weight": 3.0, "warmup": 0.1},
     "tga_centred": {**FADING, "pair_weight": 4.0, "rank_weight": 2.0, "centred": True},
     "tga_contrastive": {**FADING, "pair_weight": 1.0, "rank_weight": 1.5, "form": "contrastive"},
     "tga_located": {"layers": LOCATED, "layers_file": None},
@@ -38,7 +38,7 @@ OWN: dict[str, dict[str, Any]] = {
 # What a method cannot do without.
 GIVEN = {"tga_located": f"alignment.layers={LOCATED}"}
 PRESETS = {
-    "tga": TGA(ALL, pair_weight=3.0, rank_weight=3.0, **FADING),
+    "tga": TGA(ALL, pair_weight=3.0, rank_weight=3.0, warmup=0.1, **FADING),
     "tga_centred": TGA(ALL, pair_weight=4.0, rank_weight=2.0, **FADING),
     "tga_contrastive": TGA(ALL, pair_weight=1.0, rank_weight=1.5, form="contrastive", **FADING),
     "tga_located": located(LOCATED),

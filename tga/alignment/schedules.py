@@ -24,6 +24,11 @@ def quadratic_decay(progress: float) -> float:
     return (1.0 - progress) ** 2
 
 
+def linear_growth(progress: float, share: float) -> float:
+    """From 0 at the start to 1 at t = `share`, then 1; 1 throughout where `share` is 0."""
+    return min(progress / share, 1.0) if share else 1.0
+
+
 SCHEDULES: dict[str, Schedule] = {
     "constant": constant,
     "linear_decay": linear_decay,

@@ -17,7 +17,9 @@ every cosine. Form "contrastive": the image must be nearer to its own text than 
 
 where j runs over i itself and the samples whose text is not the very same (InfoNCE, van den Oord et al. 2018, from
 image to text; T is the temperature). `target`: "retrieved" draws I to R instead of C, and leaves out the ranking term,
-which has no meaning then; "both" takes the mean of the two pair terms and keeps the ranking.
+which has no meaning then; "both" takes the mean of the two pair terms and keeps the ranking. `warmup`: both terms grow
+from nothing over the first steps, in which a fresh projector is far from every text and the guide's gradient many times
+that of the LM loss.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tga.alignment.objective import Spans, figure, mean_present
-from tga.alignment.schedules import schedule_named
+from tga.alignment.schedules import linear_growth, schedule_named
 from tga.errors import UserError
 
 REDUCTIONS = ("sum", "mean")
@@ -42,21 +44,23 @@ RELEASED_LAYERS = tuple(range(10, 19))
 
 @dataclass(frozen=True, eq=False)
 class TGA:
-    """The guide loss `pair_weight * s_pair(t) * pair + rank_weight * s_rank(t) * rank`.
+    """The guide loss `g(t) * (pair_weight * s_pair(t) * pair + rank_weight * s_rank(t) * rank)`.
 
     Attributes:
         layers: layer numbers, 0 = input embeddings.
         pair_weight, rank_weight: weights of the two terms.
         reduction: "sum" or "mean" over the layers; samples are always averaged.
         form: "log", "exp" or "contrastive", see the module.
-        pair_schedule, rank_schedule: names in tga.alignment.schedules.
+        pair_schedule, rank_schedule: names in tga.alignment.schedules, of s_pair and s_rank.
+        warmup: share of the steps over which g grows linearly from 0 to 1; 0: g is 1 throughout.
         target: "caption", "retrieved" or "both", see the module.
         temperature: of form "contrastive", above 0.
         centre: `[layers, width]`, in the order of `layers`, or None for the raw cosine.
         retrieved_gradient: let the ranking term's gradient flow into R_l as well.
 
     Raises:
-        UserError: an unknown reduction, form, target or schedule, a temperature that is not positive, or no layer.
+        UserError: an unknown reduction, form, target or schedule, a temperature that is not positive, a warm-up outside
+            0 to 1, or no layer.
     """
 
     token_layers: ClassVar[tuple[int, ...]] = ()
@@ -70,6 +74,7 @@ class TGA:
     form: str = "log"
     pair_schedule: str = "constant"
     rank_schedule: str = "constant"
+    warmup: float = 0.0
     target: str = "caption"
     temperature: float = 0.1
     centre: Tensor | None = None
@@ -87,6 +92,11 @@ class TGA:
         if not self.temperature > 0:
             remedy = "alignment.temperature=0.1"
             raise UserError("The temperature must be positive", given=self.temperature, allowed="> 0", remedy=remedy)
+        if not 0.0 <= self.warmup <= 1.0:
+            remedy = "alignment.warmup=0.1"
+            raise UserError(
+                "The warm-up must be a share of the steps", given=self.warmup, allowed="0 to 1", remedy=remedy
+            )
         if self.centre is not None and (self.centre.dim() != 2 or self.centre.shape[0] != len(self.layers)):
             raise ValueError(f"centre must be [{len(self.layers)}, width], not {list(self.centre.shape)}")
 
@@ -111,9 +121,10 @@ class TGA:
             margin = margin - cosine(image, caption)
             shaped = torch.exp(margin) if self.form == "exp" else functional.softplus(margin)
             rank = mean_present(self._over_layers(shaped), spans.has_pair & spans.has_retrieved)
+        growth = linear_growth(progress, self.warmup)
         return {
-            "tga_pair": self.pair_weight * schedule_named(self.pair_schedule)(progress) * pair,
-            "tga_rank": self.rank_weight * schedule_named(self.rank_schedule)(progress) * rank,
+            "tga_pair": growth * self.pair_weight * schedule_named(self.pair_schedule)(progress) * pair,
+            "tga_rank": growth * self.rank_weight * schedule_named(self.rank_schedule)(progress) * rank,
         }
 
     @torch.no_grad()
