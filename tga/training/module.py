@@ -56,7 +56,8 @@ class AlignmentModule(lightning.LightningModule):
         lm_weight: factor of the LM loss; 0 leaves it out.
         centre: `[layers, width]` that an objective subtracts; kept here only to travel with the checkpoint.
         gradient_norm_every: optimiser steps between measurements of the norm of the objectives' gradient with respect
-            to the trainable parameters (the first step is always measured); 0 never measures.
+            to the trainable parameters (every step is measured until one is not 0, as while a warm-up begins); 0 never
+            measures.
         hyper_parameters: a plain dict stored in each checkpoint (`base_model` names the frozen parts).
     """
 
@@ -157,7 +158,8 @@ class AlignmentModule(lightning.LightningModule):
     def _gradient_norm_is_due(self) -> bool:
         if not self.objectives or not self.gradient_norm_every:
             return False
-        return math.isnan(self.guide_gradient_norm) or self.global_step % self.gradient_norm_every == 0
+        measured = self.guide_gradient_norm > 0  # neither NaN, before the first one, nor 0, while a warm-up begins
+        return not measured or self.global_step % self.gradient_norm_every == 0
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over what trains, with warm-up and cosine by optimiser step.
