@@ -21,11 +21,11 @@ COMMON = {
     "layers": "all", "pair_weight": 1.0, "rank_weight": 1.0, "reduction": "mean", "form": "log",
     "pair_schedule": "constant", "rank_schedule": "constant", "retrieved": "loss", "centred": False,
     "retrieved_gradient": False, "target": "caption", "temperature": 0.1, "warmup": 0, "targets": "online",
-    "targets_dtype": "float32",
+    "targets_dtype": "float32", "text_pooling": "mean", "sif_a": 0.001,
 }  # fmt: skip
 FADING = {"pair_schedule": "linear_decay", "rank_schedule": "linear_decay"}
 OWN: dict[str, dict[str, Any]] = {
-    "tga": {**FADING, "pair_weight": 3.0, "rank_weight": 3.0, "warmup": 0.1},
+    "tga": {**FADING, "pair_weight": 3.0, "rank_weight": 3.0, "warmup": 0.1, "text_pooling": "sif"},
     "tga_centred": {**FADING, "pair_weight": 4.0, "rank_weight": 2.0, "centred": True},
     "tga_contrastive": {**FADING, "pair_weight": 1.0, "rank_weight": 1.5, "form": "contrastive"},
     "tga_located": {"layers": LOCATED, "layers_file": None},

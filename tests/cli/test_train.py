@@ -113,10 +113,12 @@ def test_every_method_trains(method: str, world: Path, monkeypatch: pytest.Monke
     assert {key for key in found if not key.startswith("version_")} <= said
 
 
+@pytest.mark.parametrize("pooling", ["mean", "sif"])
 def test_stored_targets_give_the_losses_of_online_ones(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pooling: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = [*TINY, "data.neighbours=neighbours.parquet", "export=null", "alignment=tga_centred"]
+    common.append(f"alignment.text_pooling={pooling}")
     assert call(monkeypatch, world, *common, "run_dir=online") == 0
     stored = [*common, "alignment.targets=stored", "data.targets_dir=targets"]
     assert call(monkeypatch, world, *stored, "run_dir=stored") == 0
@@ -251,6 +253,8 @@ METRIC = "+evaluation.metrics.image_dsr={file: q.jsonl, judge: refusal}"
         (["ckpt_path=last"], "step-*.ckpt"),
         (["model.train=[nose]"], "nose"),
         (["model.train=[projector,language_model]", "export=llava"], "export=llava"),
+        (["alignment.text_pooling=max"], "alignment.text_pooling has no such option. Given: max. Allowed: mean, sif"),
+        (["alignment.sif_a=0"], "alignment.sif_a is not what it must be. Given: 0"),
         (["data.template=other"], "data.template has no such option. Given: other"),
         (["evaluation.chat_template=other"], "evaluation.chat_template has no such option"),
         (["evaluation.plain_template=other"], "evaluation.plain_template has no such option"),

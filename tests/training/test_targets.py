@@ -54,9 +54,11 @@ def prepared(work: Path, *, precision: str = "32-true", said: io.StringIO | None
     return model, collator, collator.with_stored(store), samples
 
 
-def losses(model: Any, batch: Any) -> dict[str, torch.Tensor]:
+def losses(model: Any, batch: Any, token_weights: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     freeze(model, family_of(model), ["projector"])
-    module = AlignmentModule(model, family_of(model), OBJECTIVES, learning_rate=1e-3, total_steps=10)
+    module = AlignmentModule(
+        model, family_of(model), OBJECTIVES, learning_rate=1e-3, total_steps=10, token_weights=token_weights
+    )
     found = module.step_losses(batch, 0.0)
     gradient = torch.autograd.grad(
         torch.stack(list(found.values())).sum(), model.model.multi_modal_projector.linear_1.weight
@@ -105,6 +107,30 @@ def test_another_language_model_or_precision_is_another_store(tmp_path: Path) ->
     with torch.no_grad():
         model.model.multi_modal_projector.linear_1.weight.zero_()
     assert targets_identity(model, *arguments, "32-true", "float32") == changed
+
+
+def test_other_token_weights_are_another_store_and_give_the_online_step(tmp_path: Path) -> None:
+    model, collator, _, samples = prepared(tmp_path)
+    family, arguments = family_of(model), ("32-true", "float32")
+    weights = torch.linspace(0.01, 1.0, len(collator.tokenizer))
+    weighted = collator.with_token_weights(weights)
+    layers = pooled_layers(OBJECTIVES)
+    known = targets_identity(model, family, collator, layers, *arguments)
+    other = targets_identity(model, family, weighted, layers, *arguments)
+    assert known.pooling == "mean" and other.pooling.startswith("sif ") and other.digest != known.digest
+    assert targets_identity(model, family, collator.with_token_weights(weights + 1), layers, *arguments) != other
+    store = stored_targets(
+        model, family, weighted, samples, layers, tmp_path / "targets", precision="32-true", dtype="float32",
+        device=torch.device("cpu"), console=Console(quiet=True),
+    )  # fmt: skip
+    online, stored = (
+        losses(model, weighted(samples), weights),
+        losses(model, weighted.with_stored(store)(samples), weights),
+    )
+    plain = losses(model, collator(samples))
+    assert (online["tga_pair"] - plain["tga_pair"]).abs().item() > 1e-4
+    for name, value in online.items():
+        torch.testing.assert_close(stored[name], value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

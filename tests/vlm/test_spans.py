@@ -20,6 +20,28 @@ def test_pooling_equals_numpy_and_ignores_what_is_outside() -> None:
     assert pooled.dtype == torch.float32
 
 
+def test_weighted_pooling_equals_numpy_and_ignores_what_is_outside() -> None:
+    rng = np.random.default_rng(1)
+    hidden, weights = rng.normal(size=(3, 6, 5)), rng.uniform(0.01, 1.0, size=(3, 6))
+    mask = np.array([[1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 1, 1], [0, 0, 0, 0, 0, 0]], dtype=bool)
+    poisoned = torch.from_numpy(np.where(mask[..., None], hidden, np.nan)).requires_grad_()
+    outside = torch.from_numpy(np.where(mask, weights, np.inf))
+    pooled, present = mean_pool(poisoned, torch.from_numpy(mask), outside)
+    expected = [np.average(hidden[i][mask[i]], axis=0, weights=weights[i][mask[i]]) for i in range(2)]
+    np.testing.assert_allclose(pooled.detach().numpy(), np.stack([*expected, np.zeros(5)]), rtol=1e-12)
+    assert present.tolist() == [True, True, False]
+    pooled.sum().backward()
+    assert poisoned.grad is not None
+    shares = np.where(mask, weights, 0.0) / np.where(mask, weights, 0.0).sum(axis=1, keepdims=True).clip(min=1e-300)
+    np.testing.assert_allclose(poisoned.grad.numpy(), np.repeat(shares[..., None], 5, axis=2), rtol=1e-12)
+
+
+def test_equal_weights_are_the_plain_mean() -> None:
+    hidden, mask = torch.randn(2, 4, 3), torch.tensor([[True] * 4, [True, False, False, True]])
+    weighted, _ = mean_pool(hidden, mask, torch.full((2, 4), 0.25))
+    torch.testing.assert_close(weighted, mean_pool(hidden, mask)[0])
+
+
 def test_an_empty_span_gives_zeros_absence_and_a_finite_gradient() -> None:
     hidden = torch.randn(2, 4, 3, requires_grad=True)
     mask = torch.tensor([[False] * 4, [True, False, False, True]])

@@ -47,6 +47,7 @@ class TargetsIdentity:
         layers: layer numbers in the order of the states' second dimension.
         width: of a state.
         dtype: in which they are kept, a name of `DTYPES`.
+        pooling: "mean", or "sif" and a fingerprint of the tokens' weights.
     """
 
     language_model: str
@@ -56,6 +57,7 @@ class TargetsIdentity:
     layers: tuple[int, ...]
     width: int
     dtype: str = "float32"
+    pooling: str = "mean"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

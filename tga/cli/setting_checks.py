@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.utils import is_flash_attn_2_available
 
+from tga.alignment.token_weights import MEAN, POOLINGS
 from tga.cli.train_config import (
     BASE_FIELDS,
     DTYPES,
@@ -83,6 +84,7 @@ def _options(values: Mapping[str, Any]) -> list[tuple[str, Any, Sequence[Any]]]:
         ("training.accelerator", values["training"]["accelerator"], ACCELERATORS),
         ("alignment.retrieved", alignment["retrieved"], RETRIEVED),
         ("alignment.targets", alignment.get("targets", "online"), TARGETS),
+        ("alignment.text_pooling", alignment.get("text_pooling", MEAN), POOLINGS),
         ("data.template", values["data"]["template"], TEMPLATES),
         ("evaluation.chat_template", evaluation["chat_template"], TEMPLATES),
         ("evaluation.plain_template", evaluation["plain_template"], TEMPLATES),

@@ -62,6 +62,7 @@ class Collator:
         pad = self.tokenizer.pad_token_id
         self.pad_token_id = pad if pad is not None else self.tokenizer.eos_token_id
         self.stored: Stored | None = None
+        self.token_weights: Tensor | None = None
         self.features: Features | None = None
         self._filler: tuple[Sample, ...] = ()
 
@@ -69,6 +70,12 @@ class Collator:
         """The same collator, whose batches bring stored states of the texts: texts -> `[layers, texts, width]`."""
         made = copy.copy(self)
         made.stored = stored
+        return made
+
+    def with_token_weights(self, weights: Tensor) -> Collator:
+        """The same collator, for texts of whose tokens each weighs what `weights` `[vocabulary]` says when pooled."""
+        made = copy.copy(self)
+        made.token_weights = weights
         return made
 
     def with_features(self, features: Features) -> Collator:

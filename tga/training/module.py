@@ -55,6 +55,7 @@ class AlignmentModule(lightning.LightningModule):
         warmup_steps: of a linear warm-up, followed by a cosine down to `min_lr_ratio * learning_rate`.
         lm_weight: factor of the LM loss; 0 leaves it out.
         centre: `[layers, width]` that an objective subtracts; kept here only to travel with the checkpoint.
+        token_weights: `[vocabulary]`, of a text's tokens in its pooled state; None: all weigh the same.
         gradient_norm_every: optimiser steps between measurements of the norm of the objectives' gradient with respect
             to the trainable parameters (every step is measured until one is not 0, as while a warm-up begins); 0 never
             measures.
@@ -76,6 +77,7 @@ class AlignmentModule(lightning.LightningModule):
         min_lr_ratio: float = 0.0,
         lm_weight: float = 1.0,
         centre: Tensor | None = None,
+        token_weights: Tensor | None = None,
         gradient_norm_every: int = 50,
         hyper_parameters: Mapping[str, Any] | None = None,
     ) -> None:
@@ -92,6 +94,8 @@ class AlignmentModule(lightning.LightningModule):
         self.plain_hyper_parameters = dict(hyper_parameters or {})
         self.centre: Tensor | None
         self.register_buffer("centre", centre)
+        self.token_weights: Tensor | None
+        self.register_buffer("token_weights", token_weights, persistent=False)  # the captions say them again
 
     def configure_model(self) -> None:
         """Share the weights out where the strategy has made a mesh of processes for it (FSDP2)."""
@@ -110,7 +114,8 @@ class AlignmentModule(lightning.LightningModule):
         lm = lm_loss(self.model, self.family, last_hidden, batch.labels) if self.lm_weight else None
         if not self.objectives:
             return Forward(lm, None)
-        return Forward(lm, batch_spans(self.model, self.family, batch, states, self.layers, self.token_layers))
+        layers, token_layers, weights = self.layers, self.token_layers, self.token_weights
+        return Forward(lm, batch_spans(self.model, self.family, batch, states, layers, token_layers, weights))
 
     def _losses(self, forward: Forward, progress: float) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}

@@ -121,7 +121,7 @@ def fit(
         agree_on([centre])
         objectives = with_centre(objectives, centre, _union(objectives))
     agree_on(list(trainable_parameters(model).values()))
-    module = _module(model, family, objectives, settings, data, centre, hyper_parameters)
+    module = _module(model, family, objectives, settings, data, centre, collator.token_weights, hyper_parameters)
     flops = model_flops(model, family, tower_runs=features is None)  # before parameters are shared out
     with ExitStack() as stack:
         features_s = None
@@ -235,6 +235,7 @@ def _module(
     settings: TrainSettings,
     data: SampleData,
     centre: Tensor | None,
+    token_weights: Tensor | None,
     hyper_parameters: Mapping[str, Any],
 ) -> AlignmentModule:
     steps = _total_steps(data, settings)
@@ -251,6 +252,7 @@ def _module(
         total_steps=steps,
         lm_weight=settings.lm_weight,
         centre=centre,
+        token_weights=token_weights,
         gradient_norm_every=settings.gradient_norm_every,
         hyper_parameters=hyper_parameters,
     )

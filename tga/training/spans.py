@@ -28,23 +28,27 @@ def batch_spans(
     states: Mapping[int, Tensor],
     layers: tuple[int, ...],
     token_layers: tuple[int, ...] = (),
+    token_weights: Tensor | None = None,
 ) -> Spans:
     """Every span of a batch, pooled at `layers` and token by token at `token_layers`.
 
     Args:
         states: layer -> `[batch, tokens, width]` of the multimodal forward, at both sets of layers.
+        token_weights: `[vocabulary]`, what each token weighs in the pooled state of a text; image tokens all weigh the
+            same. Stored states have theirs already.
 
     Returns:
         Spans of `[layers, batch, width]` float32. `has_pair`: the sample has a picture and a caption;
         `has_retrieved`: a picture and a retrieved text.
     """
-    texts = text_targets(model, family, batch, layers, token_layers)
+    texts = text_targets(model, family, batch, layers, token_layers, token_weights)
     image, has_image = pool_layers(states, batch.image_mask, layers)
     if batch.retrieved_ids is not None:
         retrieved, has_retrieved, retrieved_group = texts[1].pooled, texts[1].present, texts[1].group
     else:
         # With its gradient, not zero where the language model trains; an objective detaches what it keeps fixed.
-        retrieved, has_retrieved = pool_layers(states, batch.retrieved_mask, layers)
+        weights = weights_of(batch.input_ids, token_weights)
+        retrieved, has_retrieved = pool_layers(states, batch.retrieved_mask, layers, weights)
         retrieved_group = text_group(batch.input_ids, batch.retrieved_mask)
     any_retrieved = batch.retrieved_ids is not None or bool(batch.retrieved_mask.any())
     caption = texts[0]
@@ -83,7 +87,12 @@ class TextTargets:
 
 @torch.no_grad()
 def text_targets(
-    model: nn.Module, family: Family, batch: Batch, layers: tuple[int, ...], token_layers: tuple[int, ...] = ()
+    model: nn.Module,
+    family: Family,
+    batch: Batch,
+    layers: tuple[int, ...],
+    token_layers: tuple[int, ...] = (),
+    token_weights: Tensor | None = None,
 ) -> list[TextTargets]:
     """The captions, and the retrieved texts where the batch has them apart; one call of the language model for both.
 
@@ -98,8 +107,10 @@ def text_targets(
     stacked = _stack(spans)
     stored = [kept for kept in (batch.caption_states, batch.retrieved_states) if kept is not None]
     wanted = {*token_layers} if stored else {*layers, *token_layers}
-    states = text_hidden_states(model, family, _stack(ids), _stack(attention), wanted)
-    pooled = torch.cat(stored, dim=1) if stored else pool_layers(states, stacked, layers)[0]
+    stacked_ids = _stack(ids)
+    states = text_hidden_states(model, family, stacked_ids, _stack(attention), wanted)
+    weights = weights_of(stacked_ids, token_weights)
+    pooled = torch.cat(stored, dim=1) if stored else pool_layers(states, stacked, layers, weights)[0]
     present = stacked.any(dim=1)
     size = len(batch.ids)
     rows = [slice(at, at + size) for at in range(0, len(stacked), size)]
@@ -110,9 +121,11 @@ def text_targets(
     ]
 
 
-def pool_layers(states: Mapping[int, Tensor], mask: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def pool_layers(
+    states: Mapping[int, Tensor], mask: Tensor, layers: tuple[int, ...], weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Means over a span by layer, `[layers, batch, width]` float32, and which samples have the span, `[batch]` bool."""
-    pooled = [mean_pool(states[layer], mask)[0] for layer in layers]
+    pooled = [mean_pool(states[layer], mask, weights)[0] for layer in layers]
     present = mask.any(dim=1)
     return torch.stack(pooled) if pooled else torch.zeros(0, len(mask), 0, device=mask.device), present
 
@@ -120,10 +133,20 @@ def pool_layers(states: Mapping[int, Tensor], mask: Tensor, layers: tuple[int, .
 def pool_texts(
     model: nn.Module, family: Family, collator: Collator, texts: Sequence[str], layers: tuple[int, ...], device: Any
 ) -> tuple[Tensor, Tensor]:
-    """Texts fed to the language model alone, pooled: `[layers, texts, width]` float32, and which are not empty."""
+    """Texts fed to the language model alone, pooled with the collator's token weights.
+
+    Returns:
+        `[layers, texts, width]` float32, and which are not empty, `[texts]` bool.
+    """
     ids, attention, span = (tensor.to(device) for tensor in collator.texts(texts))
+    weights = weights_of(ids, collator.token_weights)
     with torch.no_grad():
-        return pool_layers(text_hidden_states(model, family, ids, attention, layers), span, layers)
+        return pool_layers(text_hidden_states(model, family, ids, attention, layers), span, layers, weights)
+
+
+def weights_of(ids: Tensor, token_weights: Tensor | None) -> Tensor | None:
+    """Weights `[batch, tokens]` of the tokens `ids`, out of those `[vocabulary]` of all; None where all are equal."""
+    return None if token_weights is None else token_weights.to(ids.device)[ids]
 
 
 def text_group(ids: Tensor, mask: Tensor) -> Tensor:

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 
-def mean_pool(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean hidden state over the tokens of a span.
+def mean_pool(hidden: Tensor, mask: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean hidden state over the tokens of a span, `sum_t w_t h_t / sum_t w_t` with weights.
 
     The sum runs in float32 (float64 stays float64). What stands outside the mask has no influence, whatever it is.
 
     Args:
         hidden: `[batch, tokens, width]`, any floating dtype.
         mask: `[batch, tokens]` bool, True on the tokens of the span.
+        weights: `[batch, tokens]`, above 0 on the tokens of the span; None: all weigh the same.
 
     Returns:
         pooled `[batch, width]` float32, zeros where the span is empty; present `[batch]` bool, False there.
@@ -21,8 +22,11 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     count = mask.sum(dim=1)
     inside = torch.where(mask.unsqueeze(-1), hidden, torch.zeros((), dtype=hidden.dtype, device=hidden.device))
-    pooled = inside.sum(dim=1, dtype=dtype) / count.clamp(min=1).unsqueeze(-1).to(dtype)
-    return pooled, count > 0
+    if weights is None:
+        return inside.sum(dim=1, dtype=dtype) / count.clamp(min=1).unsqueeze(-1).to(dtype), count > 0
+    kept = torch.where(mask, weights.to(dtype), torch.zeros((), dtype=dtype, device=hidden.device))
+    total = torch.where(count > 0, kept.sum(dim=1), torch.ones((), dtype=dtype, device=hidden.device))
+    return (inside.to(dtype) * kept.unsqueeze(-1)).sum(dim=1) / total.unsqueeze(-1), count > 0
 
 
 def pack_tokens(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
