@@ -45,7 +45,7 @@ def planned(name: str, *more: str) -> list[PlannedRun]:
 
 
 def test_there_is_one_for_each_question() -> None:
-    assert NAMES == ["cosine", "layers", "noise", "remedies", "retrieved", "weights"]
+    assert NAMES == ["cosine", "layers", "noise", "pooling", "remedies", "retrieved", "weights"]
 
 
 @pytest.mark.parametrize("name", NAMES)

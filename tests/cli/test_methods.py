@@ -25,8 +25,9 @@ COMMON = {
 }  # fmt: skip
 FADING = {"pair_schedule": "linear_decay", "rank_schedule": "linear_decay"}
 OWN: dict[str, dict[str, Any]] = {
-    "tga": {**FADING, "pair_weight": 3.0, "rank_weight": 3.0, "warmup": 0.1, "text_pooling": "sif"},
+    "tga": {**FADING, "pair_weight": 1.5, "rank_weight": 1.5, "warmup": 0.1, "text_pooling": "sif"},
     "tga_centred": {**FADING, "pair_weight": 4.0, "rank_weight": 2.0, "centred": True},
+    "tga_centred_sif": {**FADING, "pair_weight": 2.0, "rank_weight": 1.0, "centred": True, "text_pooling": "sif"},
     "tga_contrastive": {**FADING, "pair_weight": 1.0, "rank_weight": 1.5, "form": "contrastive"},
     "tga_located": {"layers": LOCATED, "layers_file": None},
     "tga_paper": {"reduction": "sum", "retrieved": "prompt"},
@@ -38,8 +39,9 @@ OWN: dict[str, dict[str, Any]] = {
 # What a method cannot do without.
 GIVEN = {"tga_located": f"alignment.layers={LOCATED}"}
 PRESETS = {
-    "tga": TGA(ALL, pair_weight=3.0, rank_weight=3.0, warmup=0.1, **FADING),
+    "tga": TGA(ALL, pair_weight=1.5, rank_weight=1.5, warmup=0.1, **FADING),
     "tga_centred": TGA(ALL, pair_weight=4.0, rank_weight=2.0, **FADING),
+    "tga_centred_sif": TGA(ALL, pair_weight=2.0, rank_weight=1.0, **FADING),
     "tga_contrastive": TGA(ALL, pair_weight=1.0, rank_weight=1.5, form="contrastive", **FADING),
     "tga_located": located(LOCATED),
     "tga_paper": paper(LAYERS),
