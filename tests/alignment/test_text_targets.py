@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pickle
 from collections.abc import Sequence
@@ -41,6 +42,15 @@ def test_what_is_written_is_read_in_any_order_and_by_another_process(tmp_path: P
     assert torch.equal(store(wanted), expected) and store(wanted).is_contiguous()
     assert torch.equal(TextTargetStore(tmp_path, IDENTITY)(wanted), expected)
     assert torch.equal(pickle.loads(pickle.dumps(store))(wanted), expected)
+
+
+def test_plain_means_keep_the_place_that_they_had_before_there_were_weights() -> None:
+    fields = {
+        "language_model": "llm", "tokenizer": "tokenizer", "precision": "float32 in 32-true", "max_length": 99,
+        "layers": [0, 2], "width": 3, "dtype": "float32",
+    }  # fmt: skip
+    assert IDENTITY.digest == hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+    assert dataclasses.replace(IDENTITY, pooling="sif 0123").digest != IDENTITY.digest
 
 
 def test_only_what_is_missing_is_computed_once_and_the_shortest_first(tmp_path: Path) -> None:

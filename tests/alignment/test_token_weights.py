@@ -25,6 +25,10 @@ def test_a_large_a_weighs_all_alike() -> None:
     torch.testing.assert_close(weights, torch.ones(4))
 
 
+def test_the_smallest_a_weighs_nothing_as_nothing() -> None:
+    assert smooth_inverse_frequency(torch.tensor([0, 5, 5]), 1e-50).min() > 0
+
+
 @pytest.mark.parametrize(("counts", "a"), [([0, 0], 1e-3), ([1, 2], 0.0), ([1, 2], float("nan"))])
 def test_no_tokens_or_no_smoothing_is_refused(counts: list[int], a: float) -> None:
     with pytest.raises(ValueError, match="must be above 0"):

@@ -91,8 +91,8 @@ def test_the_whole_path_from_a_corpus_to_an_exported_directory(
 
 
 METHODS = [
-    "tga", "tga_centred", "tga_contrastive", "tga_paper", "tga_released", "tga_located", "regap", "tga_regap",
-    "baseline",
+    "tga", "tga_centred", "tga_centred_sif", "tga_contrastive", "tga_paper", "tga_released", "tga_located", "regap",
+    "tga_regap", "baseline",
 ]  # fmt: skip
 
 
@@ -126,6 +126,42 @@ def test_stored_targets_give_the_losses_of_online_ones(
     rows = {name: read_metrics(world / name / "metrics.jsonl") for name in ("online", "stored")}
     for key in ("loss_tga_pair", "loss_tga_rank", "loss_lm"):
         assert [row[key] for row in rows["stored"]] == pytest.approx([row[key] for row in rows["online"]], rel=1e-5)
+
+
+def test_what_stands_for_a_text_changes_the_losses_and_belongs_to_the_run(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [*TINY, "data.neighbours=neighbours.parquet", "export=null", "training.max_steps=2"]
+    first, described = [], []
+    for number, chosen in enumerate((["text_pooling=mean"], ["text_pooling=sif"], ["sif_a=0.1"])):
+        overrides = [f"alignment.{key}" for key in chosen]
+        assert call(monkeypatch, world, *common, *overrides, f"run_dir=run{number}", "alignment=tga") == 0
+        first.append(read_metrics(world / f"run{number}" / "metrics.jsonl")[0]["tga_cosine"])
+        described.append(
+            read_checkpoint(world / f"run{number}" / "checkpoints" / "step-00000002.ckpt").hyper_parameters
+        )
+    assert len({round(value, 4) for value in first}) == 3, first
+    # A run on plain means says what it said before there was another pooling, so that older ones go on.
+    assert not {"text_pooling", "sif_a"} & set(described[0]["alignment"]) and "token_weights" not in described[0]
+    assert described[1]["alignment"]["sif_a"] == 0.001 and described[2]["alignment"]["text_pooling"] == "sif"
+    assert described[1]["token_weights"] != described[2]["token_weights"]
+    capsys.readouterr()
+    assert call(monkeypatch, world, *common, "alignment=tga", "run_dir=run0", "ckpt_path=last") == 1
+    assert "alignment.text_pooling was not set and is sif" in capsys.readouterr().err
+
+
+def test_a_run_is_not_continued_with_captions_of_other_words(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*TINY, "data.neighbours=neighbours.parquet", "export=null", "alignment=tga", "training.save_every=2"]
+    assert call(monkeypatch, world, *arguments) == 0
+    records = json.loads((world / "train.json").read_text())
+    records[0]["conversations"][-1]["value"] = "Two cats on a chair, and a dog."
+    (world / "train.json").write_text(json.dumps(records))
+    (world / "run" / "checkpoints" / "step-00000004.ckpt").unlink()
+    capsys.readouterr()
+    assert call(monkeypatch, world, *arguments, "ckpt_path=last") == 1
+    assert "The captions are not those that the checkpoint's run began with" in capsys.readouterr().err
 
 
 def test_swapped_words_change_the_losses_and_belong_to_the_run(
@@ -254,7 +290,7 @@ METRIC = "+evaluation.metrics.image_dsr={file: q.jsonl, judge: refusal}"
         (["model.train=[nose]"], "nose"),
         (["model.train=[projector,language_model]", "export=llava"], "export=llava"),
         (["alignment.text_pooling=max"], "alignment.text_pooling has no such option. Given: max. Allowed: mean, sif"),
-        (["alignment.sif_a=0"], "alignment.sif_a is not what it must be. Given: 0"),
+        (["alignment.sif_a=0"], "alignment.sif_a is not what it must be. Given: 0. Allowed: a number from 1e-09"),
         (["data.template=other"], "data.template has no such option. Given: other"),
         (["evaluation.chat_template=other"], "evaluation.chat_template has no such option"),
         (["evaluation.plain_template=other"], "evaluation.plain_template has no such option"),
@@ -377,7 +413,7 @@ def test_a_refused_run_leaves_the_directory_of_the_other_as_it_was(
     assert call(monkeypatch, world, *TINY, "export=null", *neighbours, "ckpt_path=last") == 1
     message = capsys.readouterr().err
     assert (
-        "method was baseline and is tga" in message and "objectives.tga.pair_weight was not set and is 3.0" in message
+        "method was baseline and is tga" in message and "objectives.tga.pair_weight was not set and is 1.5" in message
     )
     assert f"base_model.llm was {world / 'llm'} and is" in message
     assert {path: path.read_bytes() for path in (world / "run").rglob("*") if path.is_file()} == before

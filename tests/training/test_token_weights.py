@@ -109,5 +109,12 @@ def test_a_batch_weighs_captions_and_retrieved_texts_and_no_image_token(tmp_path
         np.testing.assert_allclose(spans.caption[:, row].numpy(), by_hand(sample.caption), rtol=1e-4, atol=1e-6)
     assert spans.retrieved is not None and plain.retrieved is not None
     assert (spans.retrieved - plain.retrieved).abs().max() > 1e-3
-    if retrieved == "loss":
+    if retrieved == "prompt":
+        assert collator.token_weights is not None
+        mask = batch.retrieved_mask[0]
+        weights = collator.token_weights[batch.input_ids[0, mask]].double().numpy()
+        tokens = [states[layer][0, mask].detach().double().numpy() for layer in LAYERS]
+        expected = [np.average(rows, axis=0, weights=weights) for rows in tokens]
+        np.testing.assert_allclose(spans.retrieved[:, 0].detach().numpy(), np.stack(expected), rtol=1e-4, atol=1e-6)
+    else:
         np.testing.assert_allclose(spans.retrieved[:, 0].numpy(), by_hand(SENTENCES[2]), rtol=1e-4, atol=1e-6)

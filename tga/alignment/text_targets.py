@@ -1,14 +1,15 @@
 """Text targets on disk: the pooled states of texts fed to a frozen language model alone, computed once.
 
-C_l and R_l depend on the text and the language model only. A store is a directory for one :class:`TargetsIdentity`
-below the directory that the user names, so that other models and layers never mix:
+C_l and R_l depend on the text, the language model and what a text's tokens weigh. A store is a directory for one
+:class:`TargetsIdentity` below the directory that the user names, so that other models and layers never mix:
 
     DIRECTORY/<digest>/manifest.json                 the identity, to be read by people
     DIRECTORY/<digest>/targets-<number>.safetensors  keys [rows] int64, states [rows, layers, width]
 
 A text's key is a 64-bit hash of it. A shard is written beside its place and renamed; whatever stands there is complete,
-so a build that was killed goes on with the texts that are missing, and a store grows with the next data set. Reading
-maps the files into memory; processes share the pages.
+so a build that was killed goes on with the texts that are missing, and a store of plain means grows with the next data
+set (weights are of one data set's captions, so another one has a store of its own). Reading maps the files into memory;
+processes share the pages.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tga.alignment.token_weights import MEAN
 from tga.errors import UserError
 from tga.files import atomic_path, write_json
 
@@ -57,7 +59,7 @@ class TargetsIdentity:
     layers: tuple[int, ...]
     width: int
     dtype: str = "float32"
-    pooling: str = "mean"
+    pooling: str = MEAN
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -74,7 +76,10 @@ class TargetsIdentity:
     @property
     def digest(self) -> str:
         """16 hex digits of all fields."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        fields = dataclasses.asdict(self)
+        if self.pooling == MEAN:  # stores of before there was another pooling have no such field
+            del fields["pooling"]
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

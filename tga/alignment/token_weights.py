@@ -11,11 +11,14 @@ place.
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
 MEAN, SIF = "mean", "sif"
 POOLINGS = (MEAN, SIF)
+SIF_A = 1e-3  # of the SIF paper
 
 
 def smooth_inverse_frequency(counts: Tensor, a: float) -> Tensor:
@@ -35,4 +38,9 @@ def smooth_inverse_frequency(counts: Tensor, a: float) -> Tensor:
     if total == 0 or not a > 0:
         raise ValueError(f"{total} tokens and a = {a}: both must be above 0")
     shares = counts.to(torch.float64) / total
-    return (a / (a + shares)).to(torch.float32)
+    return (a / (a + shares)).to(torch.float32).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def token_weights_fingerprint(weights: Tensor) -> str:
+    """16 hex digits of weights `[vocabulary]` float32 on the CPU."""
+    return hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]

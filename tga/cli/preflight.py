@@ -20,6 +20,7 @@ from retrieval_index.errors import RetrievalError
 from retrieval_index.faiss_env import check_faiss
 from tga.alignment.layers import measured_layers
 from tga.alignment.objective import pooled_layers
+from tga.alignment.token_weights import SIF
 from tga.cli.caption_index import EncoderChoice, index_settings
 from tga.cli.checks import Finding
 from tga.cli.data import read_samples
@@ -45,6 +46,7 @@ from tga.training.prepare import prepare_model
 from tga.training.settings import TrainSettings
 from tga.training.stage import refuse_wrong_stage
 from tga.training.stored_features import check_stored_features, require_memory
+from tga.training.token_weights import require_captions
 from tga.vlm.chat_templates import TEMPLATES
 from tga.vlm.families import family_of, num_layers
 from tga.vlm.freezing import freeze, parameter_table
@@ -192,6 +194,8 @@ def _check_model(
     objectives = checked.ask(build_objectives, alignment, layers) if alignment is not None else None
     if objectives is not None and values["alignment"]["centred"]:
         checked.ask(check_centre, objectives)
+    if checked.samples and pooled_layers(objectives or []) and values["alignment"].get("text_pooling") == SIF:
+        checked.ask(require_captions, checked.samples)
     prompt = None
     if values["data"]["template"] in TEMPLATES and values["alignment"]["retrieved"] in RETRIEVED:
         prompt = checked.ask(_first_prompt, values, processor, pictures, checked.samples)

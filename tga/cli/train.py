@@ -39,7 +39,7 @@ from tga.cli.train_config import (
 )
 from tga.cli.train_description import hyper_parameters
 from tga.cli.train_report import print_outcome, resume_command, training_summary
-from tga.cli.train_targets import with_targets
+from tga.cli.train_targets import with_targets, with_text_pooling
 from tga.cli.value_checks import refuse, value_problems
 from tga.data.collate import Collator
 from tga.data.loading import with_neighbours
@@ -145,11 +145,13 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
     go_on = resume_command(run_dir, processes)
     console.print(f"Run directory: {run_dir}\nIf it stops, continue with: {go_on}", soft_wrap=True)
     with watch.stage("targets"):
+        model, family, objectives = loaded.model, loaded.family, loaded.objectives
+        collator = with_text_pooling(
+            model, family, loaded.collator, samples, objectives, values["alignment"], console=console
+        )
         if processes.local_rank != 0:
             wait_for_all()  # what is stored one process of a machine stores, and the others read
-        collator = with_targets(
-            loaded.model, loaded.family, loaded.collator, samples, loaded.objectives, values, console=console
-        )
+        collator = with_targets(model, family, collator, samples, objectives, values, console=console)
         if processes.local_rank == 0:
             wait_for_all()
     with watch.stage("fit"), share_of_cores(processes.local_size, settings.accelerator):

@@ -8,10 +8,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from tga.alignment.token_weights import MEAN
 from tga.cli.common import config_hash
 from tga.cli.data import source_of
 from tga.training.base_model import BaseModel
 from tga.training.lora import LoraSettings
+
+POOLING_KEYS = ("text_pooling", "sif_a")
 
 
 def hyper_parameters(
@@ -19,12 +22,14 @@ def hyper_parameters(
 ) -> dict[str, Any]:
     """What a checkpoint says of its run: plain values only, and all that decides its numbers."""
     alignment, model, data = values["alignment"], values["model"], values["data"]
+    # What plain means do not need is left out: checkpoints of before there was another pooling do not have it either.
+    unsaid = {"objectives", *(POOLING_KEYS if alignment.get("text_pooling", MEAN) == MEAN else ())}
     noise = {"swapped_words": data["swapped_words"]} if data["swapped_words"] else {}
     return {
         **noise,
         "base_model": base.located(),
         "method": alignment["name"],
-        "alignment": {key: value for key, value in alignment.items() if key != "objectives"},
+        "alignment": {key: value for key, value in alignment.items() if key not in unsaid},
         "objectives": alignment["objectives"],
         "lora": None if lora is None else lora.plain(),
         "model": {key: model[key] for key in ("train", "dtype", "calibration")},

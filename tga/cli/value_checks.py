@@ -52,7 +52,7 @@ KINDS: dict[str, Kind] = {
     "data.swapped_words": NUMBER, "data.neighbours_k": whole(1), "data.neighbours_used": whole(1),
     "alignment.layers": LAYERS, "alignment.pair_weight": number(0), "alignment.rank_weight": number(0),
     "alignment.warmup": number(0, 1), "alignment.temperature": number(0, above=True), "alignment.centred": FLAG,
-    "alignment.retrieved_gradient": FLAG, "alignment.sif_a": number(0, above=True),
+    "alignment.retrieved_gradient": FLAG, "alignment.sif_a": number(1e-9),
     "alignment.regap.ratio": number(0), "alignment.regap.warmup": number(0, 1), "alignment.regap.decay": number(0, 1),
     "alignment.regap.weight": number(0) | NULL, "alignment.regap.squared": FLAG, "alignment.regap.force": FLAG,
     "training.epochs": WHOLE, "training.max_steps": WHOLE | NULL, "training.batch_size": WHOLE | NULL,

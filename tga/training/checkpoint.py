@@ -27,6 +27,7 @@ from tga.vlm.fingerprint import same_weights, short_name, weights_sample
 MODEL_PREFIX = "model."  # the attribute of the LightningModule under which the VLM stands
 PROJECTORS = tuple(f"{family.projector}." for family in FAMILIES)
 FROZEN = "frozen_weights"  # in hyper_parameters: which weights stood beside those that were trained
+TOKEN_WEIGHTS = "token_weights"  # the key of the fingerprint of what the tokens of texts weigh; none of plain means
 NAMED = 4
 NAME_ONE = "name a .ckpt file of a run's checkpoints folder"
 

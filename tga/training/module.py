@@ -2,7 +2,7 @@
 
     states = hidden states of the multimodal forward at the union of the objectives' layers
     image [layers, batch, width]    = mean over the image tokens, with gradient
-    caption, retrieved (same shape) = mean over the text fed to the LLM alone, no gradient
+    caption, retrieved (same shape) = (weighted) mean over the text fed to the LLM alone, no gradient
     tokens [batch, tokens, width]   = image and caption tokens one by one, at the layers where an objective needs them
     loss = lm_weight * LM loss on label positions + sum of the objectives' (already weighted) terms
 
@@ -94,8 +94,7 @@ class AlignmentModule(lightning.LightningModule):
         self.plain_hyper_parameters = dict(hyper_parameters or {})
         self.centre: Tensor | None
         self.register_buffer("centre", centre)
-        self.token_weights: Tensor | None
-        self.register_buffer("token_weights", token_weights, persistent=False)  # the captions say them again
+        self.token_weights = token_weights  # no buffer: those are cast, and sent to all processes at each step
 
     def configure_model(self) -> None:
         """Share the weights out where the strategy has made a mesh of processes for it (FSDP2)."""
@@ -114,6 +113,8 @@ class AlignmentModule(lightning.LightningModule):
         lm = lm_loss(self.model, self.family, last_hidden, batch.labels) if self.lm_weight else None
         if not self.objectives:
             return Forward(lm, None)
+        if self.token_weights is not None:
+            self.token_weights = self.token_weights.to(batch.input_ids.device)
         layers, token_layers, weights = self.layers, self.token_layers, self.token_weights
         return Forward(lm, batch_spans(self.model, self.family, batch, states, layers, token_layers, weights))
 

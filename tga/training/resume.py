@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tga.errors import UserError
-from tga.training.checkpoint import FROZEN, latest_checkpoint, read_checkpoint
+from tga.training.checkpoint import FROZEN, TOKEN_WEIGHTS, latest_checkpoint, read_checkpoint
 from tga.training.settings import TrainSettings
 
 # How often something is written or measured, and how the same sums are computed: a run may change them half way.
@@ -23,6 +23,7 @@ FREE = (
     "training.num_workers", "training.loggers", "training.accelerator", "training.gradient_checkpointing",
     "config_hash",
     FROZEN,  # compared with the model itself, by require_same_frozen
+    TOKEN_WEIGHTS,  # known when the captions have been counted: require_same_token_weights
 )  # fmt: skip
 ABSENT = "not set"
 
@@ -96,6 +97,32 @@ def refuse_other_run(path: Path, description: Mapping[str, Any]) -> None:
             allowed="the settings of that run, its length included",
             remedy="resume with the settings of the checkpoint's run (config.yaml beside it), or start a new one: "
             "ckpt_path=null run_dir=ANOTHER_DIRECTORY",
+        )
+
+
+def refuse_deepspeed(strategy: str, path: Path) -> None:
+    """UserError where a checkpoint of a run under DeepSpeed would be continued."""
+    if strategy == "deepspeed":
+        raise UserError(
+            "A run under DeepSpeed cannot be continued: its checkpoints hold no optimiser state",
+            given=path,
+            remedy="training=fsdp2, whose runs can, or ckpt_path=null run_dir=ANOTHER_DIRECTORY",
+        )
+
+
+def require_same_token_weights(path: Path, description: Mapping[str, Any]) -> None:
+    """Compare what the tokens of texts weighed in a checkpoint's run with what they weigh now.
+
+    Raises:
+        UserError: something else, since the captions or the tokenizer are others.
+    """
+    then, now = read_checkpoint(path).hyper_parameters.get(TOKEN_WEIGHTS), description.get(TOKEN_WEIGHTS)
+    if then != now:
+        raise UserError(
+            "The captions are not those that the checkpoint's run began with: their words weigh something else",
+            given=f"{path}: weights {then} then, {now} now",
+            allowed="the same captions and tokenizer",
+            remedy="data.json=PATH of that run, or start a new one: ckpt_path=null run_dir=ANOTHER_DIRECTORY",
         )
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from tga.alignment.objective import Objective
+from tga.alignment.token_weights import token_weights_fingerprint
 from tga.data.collate import Collator
 from tga.data.datamodule import SampleData
 from tga.data.sample import Sample
@@ -27,6 +28,7 @@ from tga.training.callbacks import MetricsFile, ProgressBar, parts_table, read_m
 from tga.training.centre import caption_centre, with_centre
 from tga.training.checkpoint import (
     FROZEN,
+    TOKEN_WEIGHTS,
     frozen_sample,
     read_checkpoint,
     require_same,
@@ -38,7 +40,13 @@ from tga.training.guard import FiniteGradients
 from tga.training.lora import LoraSettings
 from tga.training.module import AlignmentModule
 from tga.training.prepare import active_checkpointing, prepare_model
-from tga.training.resume import checkpoint_to_continue, refuse_other_run, run_description
+from tga.training.resume import (
+    checkpoint_to_continue,
+    refuse_deepspeed,
+    refuse_other_run,
+    require_same_token_weights,
+    run_description,
+)
 from tga.training.saving import SaveCheckpoints
 from tga.training.settings import Calibration, FitResult, TrainSettings
 from tga.training.stage import refuse_wrong_stage
@@ -89,11 +97,14 @@ def fit(
     trained = trainable_parameters(model)  # before adapters, which give other parameters other names
     hyper_parameters = run_description(hyper_parameters, settings, len(samples))
     hyper_parameters[FROZEN] = frozen_sample(model, trained)
+    if collator.token_weights is not None:
+        hyper_parameters[TOKEN_WEIGHTS] = token_weights_fingerprint(collator.token_weights)
     resume_from = checkpoint_to_continue(ckpt_path, run_dir)
     if resume_from is not None:
-        _refuse_to_continue_deepspeed(settings, resume_from)
+        refuse_deepspeed(settings.strategy, resume_from)
         refuse_other_run(resume_from, hyper_parameters)
         require_same_frozen(read_checkpoint(resume_from), model)
+        require_same_token_weights(resume_from, hyper_parameters)
     prepare_model(model, family, settings, train, lora)
     if resume_from is not None:
         require_same(read_checkpoint(resume_from).weights, trainable_parameters(model), source=str(resume_from))
@@ -131,15 +142,6 @@ def fit(
         stack.enter_context(quiet_trainer())
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     return _result(module, trainer, throughput, flops, run_dir, resume_from, device, features_s)
-
-
-def _refuse_to_continue_deepspeed(settings: TrainSettings, resume_from: Path) -> None:
-    if settings.strategy == "deepspeed":
-        raise UserError(
-            "A run under DeepSpeed cannot be continued: its checkpoints hold no optimiser state",
-            given=resume_from,
-            remedy="training=fsdp2, whose runs can, or ckpt_path=null run_dir=ANOTHER_DIRECTORY",
-        )
 
 
 def _fill(features: StoredFeatures, model: Any, family: Family, collator: Collator, *rest: Any) -> float:

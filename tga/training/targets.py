@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tga.alignment.text_targets import TargetsIdentity, TextTargetStore, human_size
-from tga.alignment.token_weights import MEAN, SIF
+from tga.alignment.token_weights import MEAN, SIF, token_weights_fingerprint
 from tga.data.collate import Collator
 from tga.data.sample import Sample
 from tga.training.spans import pool_texts
@@ -79,7 +79,7 @@ def targets_identity(
     weight = component(model, family.embed_tokens).weight
     assert isinstance(weight, Tensor)
     weights = collator.token_weights
-    pooling = MEAN if weights is None else f"{SIF} {hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]}"
+    pooling = MEAN if weights is None else f"{SIF} {token_weights_fingerprint(weights)}"
     return TargetsIdentity(
         language_model=weights_fingerprint({"language_model": component(model, family.language_model)}),
         tokenizer=hashlib.sha256(collator.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16],

@@ -21,12 +21,13 @@ def mean_pool(hidden: Tensor, mask: Tensor, weights: Tensor | None = None) -> tu
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     count = mask.sum(dim=1)
-    inside = torch.where(mask.unsqueeze(-1), hidden, torch.zeros((), dtype=hidden.dtype, device=hidden.device))
     if weights is None:
+        inside = torch.where(mask.unsqueeze(-1), hidden, torch.zeros((), dtype=hidden.dtype, device=hidden.device))
         return inside.sum(dim=1, dtype=dtype) / count.clamp(min=1).unsqueeze(-1).to(dtype), count > 0
-    kept = torch.where(mask, weights.to(dtype), torch.zeros((), dtype=dtype, device=hidden.device))
-    total = torch.where(count > 0, kept.sum(dim=1), torch.ones((), dtype=dtype, device=hidden.device))
-    return (inside.to(dtype) * kept.unsqueeze(-1)).sum(dim=1) / total.unsqueeze(-1), count > 0
+    # Of the span alone: a text within a prompt is short beside it.
+    states, shares = pack_tokens(hidden, mask)[0], pack_tokens(weights.unsqueeze(-1), mask)[0].to(dtype)
+    total = torch.where(count > 0, shares.sum(dim=(1, 2)), torch.ones((), dtype=dtype, device=hidden.device))
+    return (states * shares).sum(dim=1) / total.unsqueeze(-1), count > 0
 
 
 def pack_tokens(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
