@@ -145,15 +145,7 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
     go_on = resume_command(run_dir, processes)
     console.print(f"Run directory: {run_dir}\nIf it stops, continue with: {go_on}", soft_wrap=True)
     with watch.stage("targets"):
-        model, family, objectives = loaded.model, loaded.family, loaded.objectives
-        collator = with_text_pooling(
-            model, family, loaded.collator, samples, objectives, values["alignment"], console=console
-        )
-        if processes.local_rank != 0:
-            wait_for_all()  # what is stored one process of a machine stores, and the others read
-        collator = with_targets(model, family, collator, samples, objectives, values, console=console)
-        if processes.local_rank == 0:
-            wait_for_all()
+        collator = _text_targets(loaded, samples, values, processes, console)
     with watch.stage("fit"), share_of_cores(processes.local_size, settings.accelerator):
         result = fit(
             loaded.model,
@@ -217,6 +209,22 @@ def _load(values: Mapping[str, Any], base: BaseModel, samples: Sequence[Sample])
     check_located_layers(alignment, model, family)
     objectives = build_objectives(alignment, num_layers(model, family))
     return Loaded(model, processor, family, objectives, metrics, samples, collator)
+
+
+def _text_targets(
+    loaded: Loaded, samples: Sequence[Sample], values: Mapping[str, Any], processes: Processes, console: Console
+) -> Collator:
+    """The collator with what the method wants of texts: weights of tokens, stored states."""
+    model, family, objectives = loaded.model, loaded.family, loaded.objectives
+    collator = with_text_pooling(
+        model, family, loaded.collator, samples, objectives, values["alignment"], console=console
+    )
+    if processes.local_rank != 0:
+        wait_for_all()  # what is stored one process of a machine stores, and the others read
+    collator = with_targets(model, family, collator, samples, objectives, values, console=console)
+    if processes.local_rank == 0:
+        wait_for_all()
+    return collator
 
 
 def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Metric]:

@@ -13,6 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from tga.alignment.token_weights import token_weights_fingerprint
 from tga.errors import UserError
 from tga.training.checkpoint import FROZEN, TOKEN_WEIGHTS, latest_checkpoint, read_checkpoint
 from tga.training.settings import TrainSettings
@@ -23,7 +26,7 @@ FREE = (
     "training.num_workers", "training.loggers", "training.accelerator", "training.gradient_checkpointing",
     "config_hash",
     FROZEN,  # compared with the model itself, by require_same_frozen
-    TOKEN_WEIGHTS,  # known when the captions have been counted: require_same_token_weights
+    TOKEN_WEIGHTS,  # known when the captions have been counted, and has a message of its own
 )  # fmt: skip
 ABSENT = "not set"
 
@@ -82,9 +85,11 @@ def refuse_other_run(path: Path, description: Mapping[str, Any]) -> None:
         description: from `run_description`, what the continued run would store.
 
     Raises:
-        UserError: one message with every setting that differs, with both values.
+        UserError: one message with every setting that differs, with both values; or the words of the captions weigh
+            something else.
     """
-    then, now = dict(_flat(read_checkpoint(path).hyper_parameters)), dict(_flat(description))
+    stored = read_checkpoint(path).hyper_parameters
+    then, now = dict(_flat(stored)), dict(_flat(description))
     differing = [
         f"{name} was {then.get(name, ABSENT)} and is {now.get(name, ABSENT)}"
         for name in sorted(then.keys() | now.keys())
@@ -98,6 +103,8 @@ def refuse_other_run(path: Path, description: Mapping[str, Any]) -> None:
             remedy="resume with the settings of the checkpoint's run (config.yaml beside it), or start a new one: "
             "ckpt_path=null run_dir=ANOTHER_DIRECTORY",
         )
+    if TOKEN_WEIGHTS in description:  # not yet, where only the settings are known
+        _refuse_other_words(path, stored.get(TOKEN_WEIGHTS), description[TOKEN_WEIGHTS])
 
 
 def refuse_deepspeed(strategy: str, path: Path) -> None:
@@ -110,13 +117,12 @@ def refuse_deepspeed(strategy: str, path: Path) -> None:
         )
 
 
-def require_same_token_weights(path: Path, description: Mapping[str, Any]) -> None:
-    """Compare what the tokens of texts weighed in a checkpoint's run with what they weigh now.
+def described_token_weights(weights: Tensor | None) -> dict[str, str]:
+    """What a description says of weights `[vocabulary]` of tokens; nothing where all weigh the same."""
+    return {} if weights is None else {TOKEN_WEIGHTS: token_weights_fingerprint(weights)}
 
-    Raises:
-        UserError: something else, since the captions or the tokenizer are others.
-    """
-    then, now = read_checkpoint(path).hyper_parameters.get(TOKEN_WEIGHTS), description.get(TOKEN_WEIGHTS)
+
+def _refuse_other_words(path: Path, then: str | None, now: str | None) -> None:
     if then != now:
         raise UserError(
             "The captions are not those that the checkpoint's run began with: their words weigh something else",

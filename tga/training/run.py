@@ -18,7 +18,6 @@ from rich.console import Console
 from torch import Tensor
 
 from tga.alignment.objective import Objective
-from tga.alignment.token_weights import token_weights_fingerprint
 from tga.data.collate import Collator
 from tga.data.datamodule import SampleData
 from tga.data.sample import Sample
@@ -28,7 +27,6 @@ from tga.training.callbacks import MetricsFile, ProgressBar, parts_table, read_m
 from tga.training.centre import caption_centre, with_centre
 from tga.training.checkpoint import (
     FROZEN,
-    TOKEN_WEIGHTS,
     frozen_sample,
     read_checkpoint,
     require_same,
@@ -42,9 +40,9 @@ from tga.training.module import AlignmentModule
 from tga.training.prepare import active_checkpointing, prepare_model
 from tga.training.resume import (
     checkpoint_to_continue,
+    described_token_weights,
     refuse_deepspeed,
     refuse_other_run,
-    require_same_token_weights,
     run_description,
 )
 from tga.training.saving import SaveCheckpoints
@@ -96,15 +94,12 @@ def fit(
     freeze(model, family, train)
     trained = trainable_parameters(model)  # before adapters, which give other parameters other names
     hyper_parameters = run_description(hyper_parameters, settings, len(samples))
-    hyper_parameters[FROZEN] = frozen_sample(model, trained)
-    if collator.token_weights is not None:
-        hyper_parameters[TOKEN_WEIGHTS] = token_weights_fingerprint(collator.token_weights)
+    hyper_parameters |= {FROZEN: frozen_sample(model, trained), **described_token_weights(collator.token_weights)}
     resume_from = checkpoint_to_continue(ckpt_path, run_dir)
     if resume_from is not None:
         refuse_deepspeed(settings.strategy, resume_from)
         refuse_other_run(resume_from, hyper_parameters)
         require_same_frozen(read_checkpoint(resume_from), model)
-        require_same_token_weights(resume_from, hyper_parameters)
     prepare_model(model, family, settings, train, lora)
     if resume_from is not None:
         require_same(read_checkpoint(resume_from).weights, trainable_parameters(model), source=str(resume_from))
