@@ -1,8 +1,9 @@
 """Tokenizers with the control tokens that published models carry, in the four makes there are; built here, no file.
 
 `PUBLISHED` names, for each model, the tokens that its tokenizer.json lists as special and those that it merely adds.
-`MAKES` builds a small tokenizer around any of these lists: byte-level BPE (GPT-2, Llama-3, Qwen), BPE of SentencePiece with
-byte fallback (Llama-2, Vicuna, Mistral), Unigram of SentencePiece (T5, XLM-R), and whole words in lower case (the mini world).
+`MAKES` builds a small tokenizer around any of these lists: byte-level BPE (GPT-2, Llama-3, Qwen), BPE of SentencePiece
+with byte fallback (Llama-2, Vicuna, Mistral), Unigram of SentencePiece (T5, XLM-R), and whole words in lower case (the
+mini world).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Tokens(NamedTuple):
 PUBLISHED: dict[str, Tokens] = {
     "vicuna": Tokens(("<s>", "</s>", "<unk>"), ("<pad>",)),
     "llava": Tokens(("<s>", "</s>", "<unk>", "<image>", "<pad>"), ("<im_start>", "<im_end>", "<im_patch>")),
-    "mistral": Tokens(("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[control_8]")),
+    "mistral": Tokens(("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]")),
     "llama_3": Tokens(
         ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>",
          "<|python_tag|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<|image|>")
@@ -49,7 +50,8 @@ PUBLISHED: dict[str, Tokens] = {
          "<row_2_col_3>"),
     ),
     "phi_3": Tokens(
-        ("<s>", "<unk>", "<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|system|>", "<|end|>", "<|user|>"), ("</s>",)
+        ("<s>", "<unk>", "<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|system|>", "<|end|>", "<|user|>"),
+        ("</s>",),
     ),
     "gemma": Tokens(
         ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>"),
@@ -59,7 +61,8 @@ PUBLISHED: dict[str, Tokens] = {
     "falcon": Tokens((">>TITLE<<", ">>QUESTION<<", ">>ANSWER<<", "<|endoftext|>")),
     "deepseek": Tokens(
         ("<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
-        ("<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5ctool\u2581calls\u2581begin\uff5c>", "<think>", "\u00f5"),
+        ("<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5ctool\u2581calls\u2581begin\uff5c>", "<think>",
+         "\u00f5"),
     ),
     "olmo": Tokens(("<|endoftext|>", "<|padding|>"), ("|||EMAIL_ADDRESS|||", "|||IP_ADDRESS|||", "  ", "    ")),
     "internlm": Tokens(("<unk>", "<s>", "</s>"), ("<|im_start|>", "<|im_end|>", "[UNUSED_TOKEN_145]", "<|plugin|>")),
@@ -136,7 +139,7 @@ def tokenizer_of(model: str, make: str) -> PreTrainedTokenizerFast:
     )
     special, added = PUBLISHED[model]
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special], special_tokens=True)
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=True) for token in added])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=token != "</s>") for token in added])
     return tokenizer
 
 

@@ -1,4 +1,4 @@
-"""Token ids of texts without any control token, in every field that a text can stand in; the golden file holds their hashes.
+"""Token ids of texts without any control token, in every field that a text can stand in; hashed for the golden file.
 
 `python -m tests.vlm.clean_texts` writes the golden file anew. It was written before control tokens were taken out of
 texts; it changes only where the tokens of ordinary texts are meant to change.

@@ -22,6 +22,7 @@ from tga.data.sample import IMAGE_MARKER, Sample, Turn
 from tga.errors import UserError
 from tga.vlm.lm_loss import IGNORED_LABEL
 from tga.vlm.pictures import Pictures
+from tga.vlm.plain_text import plain_texts
 from tga.vlm.templates import Rendered, render
 from tga.vlm.token_spans import Encoded, encode_prompts, encode_texts
 
@@ -115,7 +116,7 @@ class Collator:
         if not any(sample.images for sample in samples):
             samples = (*samples, *self._filler)
         for sample in samples:
-            _check_markers(sample, self.picture_codec.token)
+            _check_markers(sample)
         opened = [] if self.features is not None else samples
         images = [[load_picture(image, sample.id) for image in sample.images] for sample in opened]
         prompts = self._prompts(samples, [[image.size for image in own] for own in images])
@@ -204,7 +205,7 @@ class Collator:
         codec = self.picture_codec
         retrieved = "\n".join(sample.neighbours) if self.retrieved == "prompt" else ""
         return render(
-            [(turn.role, turn.text.replace(IMAGE_MARKER, codec.token)) for turn in sample.turns],
+            [(turn.role, self._with_image_token(turn.text)) for turn in sample.turns],
             template=self.template,
             tokenizer=self.tokenizer,
             image=bool(sample.images),
@@ -212,6 +213,10 @@ class Collator:
             image_token=codec.token,
             picture=codec.text,
         )
+
+    def _with_image_token(self, text: str) -> str:
+        """Words with the image token for each marker; written out by itself it is no marker but a control token."""
+        return self.picture_codec.token.join(plain_texts(self.tokenizer, text.split(IMAGE_MARKER)))
 
     def _cut(self, encoded: Encoded, sample: Sample) -> Encoded:
         kept = slice(None, self.max_length)
@@ -237,13 +242,13 @@ class Collator:
         return pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-def _check_markers(sample: Sample, image_token: str) -> None:
+def _check_markers(sample: Sample) -> None:
     """Every picture has one marker in the user's words; a single one needs none, as it stands before the first turn.
 
     Raises:
         UserError: another number of markers, or one in an answer; it names the sample.
     """
-    counts = [(turn.role, turn.text.replace(IMAGE_MARKER, image_token).count(image_token)) for turn in sample.turns]
+    counts = [(turn.role, turn.text.count(IMAGE_MARKER)) for turn in sample.turns]
     asked = sum(count for role, count in counts if role == "user")
     answered = sum(count for _, count in counts) - asked
     pictures = len(sample.images)

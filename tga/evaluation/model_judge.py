@@ -14,8 +14,8 @@ said either at all: where it is small the form or the words are not the judge's.
     text          `template` as it is (classifiers that were trained with one, such as HarmBench's)
 
 The judge reads words alone: it does not see the picture, so it is given what was asked for where the prompt hides it
-(`Question.request`). What it reads comes from a model that may have been attacked, so all of the tokenizer's special
-tokens are taken out of request and answer before they are filled in.
+(`Question.request`). What it reads comes from a model that may have been attacked, so control tokens are taken out of
+request and answer before they are filled in (`tga.vlm.plain_text`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tqdm import tqdm
 from tga.errors import UserError
 from tga.evaluation.kept_answers import AnswersToQuestions
 from tga.vlm.padding import pad_rows, padding_id
+from tga.vlm.plain_text import plain_text
 
 FORMS = ("conversation", "question", "text")
 SET_JUDGE = "evaluation.judge_model.path=PATH evaluation.judge_model.form=conversation"
@@ -83,7 +84,7 @@ class JudgeForm:
 
     def text(self, tokenizer: Any, prompt: str, answer: str) -> str:
         """What the judge reads before its verdict. Raises UserError where it needs a chat template and has none."""
-        prompt, answer = (without_special_tokens(text, tokenizer).strip() for text in (prompt, answer))
+        prompt, answer = (plain_text(tokenizer, text).strip() for text in (prompt, answer))
         if self.form == "text":
             return self._filled(prompt, answer)
         said = [("user", prompt), ("assistant", answer)]
@@ -127,11 +128,11 @@ class Verdict:
 
 def check_words(form: JudgeForm, tokenizer: Any) -> None:
     """Ask the judge's tokenizer alone whether it can be asked so. Raises UserError where it cannot, see `JudgeForm`."""
-    form.text(tokenizer, "A request.", "An answer.")
     unsafe, safe = _word_ids(form, tokenizer)
     if not unsafe or not safe or unsafe == safe:
         remedy = "evaluation.judge_model.unsafe=WORD evaluation.judge_model.safe=WORD"
         raise UserError("The judge's tokenizer does not tell its two words apart", given=form.words, remedy=remedy)
+    form.text(tokenizer, "A request.", "An answer.")
 
 
 @torch.inference_mode()
@@ -204,13 +205,3 @@ def _log_probability(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], 
     targets = torch.tensor(word, device=device).expand(len(rows), -1)
     losses = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
     return -losses.view(len(rows), -1).sum(dim=1)
-
-
-def without_special_tokens(text: str, tokenizer: Any) -> str:
-    """The text with a blank for each special token of the tokenizer, those that have no name of their own too."""
-    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-    special = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
-    while any(token in text for token in special):  # again: what is left on both sides may make another one
-        for token in special:
-            text = text.replace(token, " ")
-    return text

@@ -22,6 +22,7 @@ from tga.vlm.families import Family, component
 from tga.vlm.image_tokens import check_image_tokens
 from tga.vlm.padding import pad_rows, padding_id
 from tga.vlm.pictures import Pictures, to_model
+from tga.vlm.plain_text import plain_text
 from tga.vlm.templates import render
 from tga.vlm.token_spans import encode
 
@@ -70,7 +71,7 @@ def prompt_rows(
     rows = []
     for question in questions:
         rendered = render(
-            [("user", question.prompt)],
+            [("user", _with_one_marker(question, codec, processor.tokenizer))],
             template=templates[question.format],
             tokenizer=processor.tokenizer,
             image=question.image is not None,
@@ -82,6 +83,13 @@ def prompt_rows(
         encoded = encode(rendered, processor.tokenizer, image_tokens=image_tokens, image_token=codec.token)
         rows.append(encoded.input_ids.tolist())
     return rows
+
+
+def _with_one_marker(question: Question, codec: Pictures, tokenizer: Any) -> str:
+    """The question's words; an image token in them says where the picture stands if there is one of each."""
+    if question.image is not None and question.prompt.count(codec.token) == 1:
+        return question.prompt
+    return plain_text(tokenizer, question.prompt)
 
 
 def prompt_batch(

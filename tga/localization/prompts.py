@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tga.errors import UserError
 from tga.vlm.padding import pad_rows, padding_id
+from tga.vlm.plain_text import plain_text
 from tga.vlm.templates import Rendered, render
 from tga.vlm.token_spans import overlapping
 
@@ -61,6 +62,7 @@ def text_prompt(
     Raises:
         UserError: an unknown template, or toxic words that are no part of the message.
     """
+    message, toxic = plain_text(tokenizer, message), [plain_text(tokenizer, words) for words in toxic]
     rendered = render(
         [("user", message)],
         template=template,

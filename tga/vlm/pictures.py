@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tga.errors import UserError
 from tga.vlm.families import Family, family_of_processor
+from tga.vlm.plain_text import plain_texts
 
 GREY_SIZE = (64, 64)
 
@@ -85,6 +86,7 @@ class Pictures:
         if self.family.question_tokenizer is not None:
             texts = [self.processor.tokenizer.decode(list(ids), skip_special_tokens=True).strip() for ids in prompts]
             tokenizer = getattr(self.processor, self.family.question_tokenizer)
+            texts = plain_texts(tokenizer, texts)  # its control tokens are not those of the language model
             read = tokenizer(texts, padding=True, truncation=True, return_tensors="pt", return_token_type_ids=False)
             inputs |= {"qformer_input_ids": read["input_ids"], "qformer_attention_mask": read["attention_mask"]}
         return inputs

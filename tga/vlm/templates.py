@@ -7,6 +7,9 @@ Places are found without searching for text: each turn goes into the template be
 which are read off and removed after rendering. That works for any template that repeats the text unchanged, also
 those that do not mark the assistant's turn with `{% generation %}`. Retrieved text stands before the image, except in
 a format whose pictures come before everything.
+
+The control tokens of a prompt are those of its template: they are taken out of the texts that go into it
+(`tga.vlm.plain_text`), the system's too.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from tga.errors import UserError
 from tga.vlm.chat_templates import BUILT_IN, OF_THE_TOKENIZER, TEMPLATES, ChatTemplate
+from tga.vlm.plain_text import plain_text
 
 ROLES = ("system", "user", "assistant")
 
-_ASSISTANT, _USER, _RETRIEVED = "\ufdd0\ufdd1", "\ufdd2\ufdd3", "\ufdd4\ufdd5"
-_MARKS = re.compile("[\ufdd0-\ufdd5]")
+_ASSISTANT, _USER, _RETRIEVED, _SYSTEM = "\ufdd0\ufdd1", "\ufdd2\ufdd3", "\ufdd4\ufdd5", "\ufdd6\ufdd7"
+_OF_A_ROLE = {"user": _USER, "assistant": _ASSISTANT, "system": _SYSTEM}
+_MARKS = re.compile("[\ufdd0-\ufdd7]")
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,13 @@ class Rendered:
         text: the whole prompt, special tokens spelled out, one `<image>` per picture.
         assistant: what the model must learn to say, turn by turn, end-of-turn token included.
         retrieved: the retrieved text, or None where there is none.
+        texts: what is not of the template: the words of the turns and the retrieved text, in the order of the prompt.
     """
 
     text: str
     assistant: tuple[tuple[int, int], ...]
     retrieved: tuple[int, int] | None
+    texts: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def render(
     """
     chat = _chat_template(template, tokenizer)
     picture = picture or image_token
-    messages = _messages(turns, chat, image, retrieved, image_token)
+    messages = _messages(turns, chat, image, retrieved, image_token, tokenizer)
     pictures = sum(message.parts.count(None) for message in messages)
     if chat.picture_first:
         messages = [_Message(m.role, tuple(part for part in m.parts if part is not None)) for m in messages]
@@ -131,6 +138,10 @@ def render(
         text=head + _MARKS.sub("", marked),
         assistant=tuple(_unmarked(marked, span, len(head)) for span in spans),
         retrieved=_unmarked(marked, places[0], len(head)) if places else None,
+        texts=tuple(
+            _unmarked(marked, span, len(head))
+            for span in sorted(span for marks in (*_OF_A_ROLE.values(), _RETRIEVED) for span in _spans(marked, marks))
+        ),
     )
 
 
@@ -149,7 +160,12 @@ def _forms(messages: Sequence[_Message], template: str, picture: str, pictured: 
 
 
 def _messages(
-    turns: Sequence[tuple[str, str]], chat: ChatTemplate, image: bool, retrieved: str | None, image_token: str
+    turns: Sequence[tuple[str, str]],
+    chat: ChatTemplate,
+    image: bool,
+    retrieved: str | None,
+    image_token: str,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[_Message]:
     _check_turns(turns, image, image_token)
     users = [i for i, (role, _) in enumerate(turns) if role == "user"]
@@ -160,13 +176,10 @@ def _messages(
     holder = (with_image or users or [-1])[0]
     messages = []
     for i, (role, text) in enumerate(turns):
-        marks = {"user": _USER, "assistant": _ASSISTANT}.get(role, "")
-        if i in with_image:
-            parts = _parts(text, image_token, words=chat.words, marks=marks)
-        else:
-            parts = [_mark(text, marks)]
+        words = _parts(text, image_token, words=chat.words) if i in with_image else [text]
+        parts = [word if word is None else _mark(plain_text(tokenizer, word), _OF_A_ROLE[role]) for word in words]
         if retrieved and i == holder:
-            parts = [_mark(retrieved.replace(image_token, ""), _RETRIEVED), *parts]
+            parts = [_mark(plain_text(tokenizer, retrieved), _RETRIEVED), *parts]
         messages.append(_Message(role, tuple(parts)))
     return messages
 
@@ -179,22 +192,22 @@ def _check_turns(turns: Sequence[tuple[str, str]], image: bool, image_token: str
             where = f"in a turn of the {role}" if role != "user" else "in a conversation without a picture"
             raise UserError(f"The image token {image_token} stands {where}", given=text[:200], remedy="take it out")
         if _MARKS.search(text):
-            problem = "A turn holds a Unicode noncharacter (U+FDD0 to U+FDD5)"
+            problem = "A turn holds a Unicode noncharacter (U+FDD0 to U+FDD7)"
             raise UserError(problem, given=ascii(text[:200]), remedy="take it out")
 
 
-def _parts(text: str, image_token: str, words: bool, marks: str) -> list[str | None]:
+def _parts(text: str, image_token: str, words: bool) -> list[str | None]:
     """A user's turn with pictures: a single one comes first, several stay where they are."""
     count = text.count(image_token)
     if not words:
         return [None] * max(count, 1)
     if count <= 1:
         rest = text.replace(image_token, "").strip()
-        return [None, _mark(rest, marks)] if rest else [None]
+        return [None, rest] if rest else [None]
     parts: list[str | None] = []
     for number, piece in enumerate(text.split(image_token)):
         parts += [None] if number else []
-        parts += [_mark(piece, marks)] if piece else []
+        parts += [piece] if piece else []
     return parts
 
 
@@ -245,7 +258,8 @@ def _render_jinja(
 
 
 def _mark(text: str, marks: str) -> str:
-    return f"{marks[0]}{text}{marks[1]}" if marks else text
+    """An empty system text stays bare: templates ask whether there is one."""
+    return text if marks == _SYSTEM and not text else f"{marks[0]}{text}{marks[1]}"
 
 
 def _is_retrieved(part: str | None) -> bool:
@@ -282,7 +296,8 @@ def _complete(marked: str, messages: Sequence[_Message]) -> bool:
 
 def _marked_texts(text: str) -> list[str]:
     """What stands between marks, with the opening one."""
-    return [found for pair in (_ASSISTANT, _USER, _RETRIEVED) for found in re.findall(f"{pair[0]}[^{pair[1]}]*", text)]
+    pairs = (*_OF_A_ROLE.values(), _RETRIEVED)
+    return [found for pair in pairs for found in re.findall(f"{pair[0]}[^{pair[1]}]*", text)]
 
 
 def _in_order(marked: str, image_token: str) -> bool:

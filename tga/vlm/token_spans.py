@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tga.errors import UserError
 from tga.vlm.lm_loss import IGNORED_LABEL
+from tga.vlm.plain_text import control_places, plain_texts
 from tga.vlm.templates import Rendered
 
 
@@ -64,7 +65,8 @@ def encode_prompts(
             (`tga.vlm.pictures.Pictures.tokens`), or a number: so many image tokens for every picture.
 
     Raises:
-        UserError: a slow tokenizer, one that splits the image token, or another number of pictures than expected.
+        UserError: a slow tokenizer, one that splits the image token, another number of pictures than expected, or a
+            control token within what is not of the template.
     """
     if not tokenizer.is_fast:
         raise UserError(
@@ -80,6 +82,7 @@ def encode_prompts(
     for prompt, ids, places, wanted in zip(
         rendered, encoding["input_ids"], encoding["offset_mapping"], image_tokens, strict=True
     ):
+        _refuse_control_tokens(prompt, control_places(tokenizer, prompt.text, ids, places))
         pictures, found = prompt.text.count(image_token), ids.count(image_id)
         expansions = [[image_id] * wanted] * pictures if isinstance(wanted, int) else wanted
         if found != pictures or len(expansions) != pictures:
@@ -91,6 +94,18 @@ def encode_prompts(
             )
         encoded.append(_with_masks(prompt, *_expanded(ids, places, image_id, expansions), image_id, pictures))
     return encoded
+
+
+def _refuse_control_tokens(prompt: Rendered, controls: Sequence[tuple[int, int]]) -> None:
+    """Raise a UserError where a control token reaches into a text: `render` took out what the text alone holds."""
+    for start, end in controls:
+        if any(start < last and end > first for first, last in prompt.texts):
+            raise UserError(
+                "A text and what the chat template puts beside it make a control token",
+                given=ascii(prompt.text[max(0, start - 40) : end + 40]),
+                allowed="control tokens of the template alone",
+                remedy="take it out of the text, or choose another template: data.template=vicuna_v1",
+            )
 
 
 def _with_masks(
@@ -115,6 +130,8 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Tensor, 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
     """Tokens of texts fed to the language model alone, and masks of what is pooled; one call of the tokenizer.
 
+    Control tokens are taken out of the texts (`tga.vlm.plain_text`).
+
     Returns:
         For each text input_ids `[tokens]` int64, the beginning-of-sequence token first where the tokenizer has one;
         mask `[tokens]` bool, False on that token.
@@ -127,7 +144,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
             torch.tensor(start + list(ids), dtype=torch.long),
             torch.tensor([False] * len(start) + [True] * len(ids), dtype=torch.bool),
         )
-        for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        for ids in tokenizer(plain_texts(tokenizer, texts), add_special_tokens=False)["input_ids"]
     ]
 
 
