@@ -10,42 +10,9 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from tga.alignment.tga import TGA
 from tga.cli import common
-from tga.cli.common import config_hash, describe_error, hydra_command, instantiate, prepare, write_summary
+from tga.cli.common import config_hash, describe_error, hydra_command, prepare, write_summary
 from tga.errors import UserError
-
-
-def test_allowed_targets_are_made_with_plain_values() -> None:
-    made = instantiate(OmegaConf.create({"_target_": "tga.alignment.tga.TGA", "layers": [1, 2], "form": "exp"}))
-    assert isinstance(made, TGA) and made.layers == (1, 2) and made.form == "exp"
-    settings = instantiate({"_target_": "tga.training.settings.TrainSettings", "epochs": 3})
-    assert settings.epochs == 3
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "os.system",
-        "builtins.eval",
-        "subprocess.run",
-        "torch.os.system",
-        "torch.nn.Linear",
-        "torch.utils.collect_env.run",
-        "tga.cli.common.os.system",
-        "hydra.utils.call",
-        3,
-    ],
-)
-def test_other_targets_are_refused_wherever_they_stand(target: object) -> None:
-    config = {"_target_": "tga.alignment.tga.TGA", "layers": {"a": [{"_target_": target}]}}
-    with pytest.raises(UserError, match="may not be used"):
-        instantiate(config)
-
-
-def test_a_target_that_does_not_exist_is_a_users_mistake() -> None:
-    with pytest.raises(UserError, match="does not exist.*tga.alignment.tga.TGB"):
-        instantiate({"_target_": "tga.alignment.tga.TGB"})
 
 
 def test_the_hash_is_of_what_is_computed() -> None:
@@ -110,9 +77,22 @@ def test_what_a_run_reads_is_prepared_where_the_config_says_how(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[object] = []
-    monkeypatch.setattr(common, "instantiate", called.append)
-    prepare(OmegaConf.create({"prepare": {"_target_": None}}))
-    assert called == []
-    config = OmegaConf.create({"prepare": {"_target_": "tga.somewhere.make", "root": str(tmp_path / "made")}})
-    prepare(config)
-    assert called == [config.prepare] and list(tmp_path.iterdir()) == []
+    prepare(OmegaConf.create({"prepare": {"world": None}}))
+
+    def make(root: str, size: int = 3) -> None:
+        called.append((root, size))
+
+    monkeypatch.setattr(common, "registered", lambda group, name, key: {"here": make}[name])
+    prepare(OmegaConf.create({"prepare": {"world": "here", "root": str(tmp_path / "made"), "size": 4}}))
+    assert called == [(str(tmp_path / "made"), 4)] and list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="prepare does not have the keys.*depth.*Allowed: root, size"):
+        prepare(OmegaConf.create({"prepare": {"world": "here", "root": str(tmp_path / "made"), "depth": 4}}))
+
+
+def test_a_world_that_nobody_registered_and_settings_without_a_world_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="nothing that is registered.*os:system.*Allowed.*mini|may not have code.*os:system"
+    ):
+        prepare(OmegaConf.create({"prepare": {"world": "os:system", "root": str(tmp_path)}}))
+    with pytest.raises(UserError, match="settings and no world.*_target_"):
+        prepare(OmegaConf.create({"prepare": {"_target_": "os.system", "world": None}}))

@@ -9,10 +9,9 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from tga.alignment.layers import resolve_layers
 from tga.alignment.regap import ReGap
 from tga.alignment.tga import TGA, located, paper, released
-from tga.cli.common import instantiate
+from tga.cli.train_config import build_objectives
 
 LAYERS = 32
 ALL = tuple(range(1, LAYERS + 1))
@@ -59,9 +58,8 @@ def alignment(method: str, *overrides: str) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def objective(values: dict[str, Any]) -> TGA:
-    target = values["objectives"]["tga"]
-    return instantiate({**target, "layers": resolve_layers(target["layers"], LAYERS)})
+def objective(values: dict[str, Any], name: str = "tga") -> Any:
+    return build_objectives({"objectives": {name: values["objectives"][name]}}, LAYERS)[0]
 
 
 @pytest.mark.parametrize("method", OWN)
@@ -94,12 +92,12 @@ def test_the_gradient_into_the_retrieved_text_is_a_setting_of_every_method(metho
 
 def test_regap_alone_and_with_centred_tga() -> None:
     values = alignment("regap")
-    made = instantiate(values["objectives"]["regap"])
+    made = objective(values, "regap")
     assert vars(made) == vars(ReGap()) and (values["retrieved"], values["centred"]) == ("none", False)
     both = alignment("tga_regap", "alignment.regap.weight=0.5", "alignment.pair_weight=7")
     assert {key: both[key] for key in OWN["tga_centred"]} == {**OWN["tga_centred"], "pair_weight": 7}
     assert both["name"] == "tga_regap" and both["retrieved"] == "loss" and list(both["objectives"]) == ["regap", "tga"]
-    assert instantiate(both["objectives"]["regap"]).alpha == 0.5
+    assert objective(both, "regap").alpha == 0.5
     assert objective(both).pair_weight == 7
 
 

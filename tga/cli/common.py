@@ -1,9 +1,9 @@
-"""What every command shares: the Hydra entry point, errors as one message, safe instantiation, and the run directory.
+"""What every command shares: the Hydra entry point, errors as one message, plain values, and the run directory.
 
 A command is a function `(config) -> output directory`, wrapped by :func:`hydra_command`. A mistake of the user (an
 unknown experiment, a missing file, a layer that does not exist) ends in one message on stderr and exit code 1; a
-defect of the program ends in its traceback. Configuration objects stop here: :func:`plain` and :func:`instantiate`
-turn them into values.
+defect of the program ends in its traceback. Configuration objects stop here: :func:`plain` turns them into values once,
+nothing resolves a value again, and no value is ever called (`tga.registry`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,10 +33,9 @@ from tga.cli.locks import exclusive
 from tga.cli.value_checks import refuse, value_problems
 from tga.errors import UserError
 from tga.files import atomic_path, write_json
+from tga.registry import WORLDS, made, names, registered
 
 CONFIG_PACKAGE = "pkg://tga.conf"
-# Only our own: among what torch and transformers offer are functions that load code or run commands.
-ALLOWED_PREFIXES = ("tga.", "retrieval_index.")
 PACKAGES = (
     "tga-vlm", "torch", "torchvision", "transformers", "tokenizers", "lightning", "hydra-core", "open_clip_torch",
     "sentence-transformers", "faiss-cpu", "faiss-gpu", "pyarrow", "safetensors", "numpy", "pillow",
@@ -179,56 +180,50 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def instantiate(config: Any, *args: Any, **kwargs: Any) -> Any:
-    """`hydra.utils.instantiate` for targets of the allowed packages only, with plain dicts and lists as arguments.
-
-    Both the written path and the module in which the object was defined must be allowed: `torch.os.system` is refused.
-
-    Raises:
-        UserError: a `_target_` anywhere in `config` outside of `ALLOWED_PREFIXES`, or one that does not exist.
-    """
-    container = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-    for target in _targets(container):
-        _check_target(target)
-    return hydra.utils.instantiate(container, *args, _convert_="all", **kwargs)
+def said_on_the_command_line(group: str) -> frozenset[str]:
+    """The texts that this command's own overrides of a group give its keys; none where no command runs."""
+    said = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    return frozenset(text for override in said for text in texts_of_override(override, group))
 
 
-def _targets(node: Any) -> Iterator[Any]:
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield node["_target_"]
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _targets(value)
+def texts_of_override(override: str, group: str) -> Iterator[str]:
+    """The texts that an override gives to keys of a group, within lists and mappings too."""
+    parsed = OverridesParser.create().parse_override(override)
+    if parsed.key_or_group == group or parsed.key_or_group.startswith(f"{group}."):
+        yield from _texts(parsed.value())
 
 
-def _check_target(target: Any) -> None:
-    allowed = [prefix + "*" for prefix in ALLOWED_PREFIXES]
-    refused = UserError(
-        "A _target_ may not be used", given=target, allowed=allowed, remedy="correct the config that names it"
-    )
-    if not isinstance(target, str) or not target.startswith(ALLOWED_PREFIXES):
-        raise refused
-    try:
-        found = hydra.utils.get_object(target)
-    except (ImportError, ValueError, AttributeError, HydraException) as error:
-        problem = UserError("A _target_ does not exist", given=target, remedy="correct the config that names it")
-        raise problem from error
-    if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(ALLOWED_PREFIXES):
-        raise refused
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _texts(entry)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _texts(entry)
 
 
 def prepare(config: DictConfig) -> None:
-    """Write what a run reads, where `config.prepare._target_` says how; one process at a time.
+    """Write what a run reads, where `config.prepare.world` names a world; one process at a time.
 
-    The target is a function of `root`, the directory that it fills, and skips what is complete.
+    A world (`tga.registry.WORLDS`) is a function of `root`, the directory that it fills; it skips what is complete. The
+    other keys of the group are its other parameters.
     """
-    if config.prepare.get("_target_") is None:
+    settings = plain(config.prepare)
+    world = settings.pop("world", None)
+    if world is None:
+        if settings:
+            raise UserError(
+                "The group prepare has settings and no world",
+                given=", ".join(settings),
+                allowed=", ".join(names(WORLDS)),
+                remedy="prepare.world=NAME, or prepare=none",
+            )
         return
+    factory = registered(WORLDS, world, key="prepare.world")
     with exclusive(Path(config.prepare.root).absolute()):
-        instantiate(config.prepare)
+        made(factory, settings, key="prepare")
 
 
 def start_run(config: DictConfig, directory: str | Path | None = None) -> Path:

@@ -20,7 +20,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from tga.cli.common import config_hash, plain
+from tga.cli.common import config_hash, plain, texts_of_override
 from tga.cli.inputs import inputs_identity
 from tga.errors import UserError
 from tga.evaluation.cells import Cell
@@ -154,6 +154,14 @@ def _recipe(method: str, variants: Mapping[str, Any]) -> tuple[str, list[str]]:
         return method, []
     overrides = list(variants[method]["overrides"])
     _refuse_keys(f"The variant {method}", overrides, (*PER_RUN, "run_dir"), "variants")
+    # A run takes its overrides for its user's own words, and may import what they name.
+    if paths := [text for said in overrides for text in texts_of_override(said, "alignment.objectives") if ":" in text]:
+        raise UserError(
+            f"The variant {method} names code by its import path",
+            given=paths,
+            allowed="names of registered objectives",
+            remedy=f"+alignment.objectives.NAME.kind={paths[0]} on your own command line, or register it",
+        )
     return variants[method]["of"], overrides
 
 

@@ -83,7 +83,7 @@ def _check_data(data: Any) -> Checked:
 def _to_be_written(values: dict[str, Any]) -> Path | None:
     """Where the run would first write what it reads, and has not yet."""
     prepared = values["prepare"]
-    if prepared.get("_target_") is None or Path(prepared["root"]).exists():
+    if prepared.get("world") is None or Path(prepared["root"]).exists():
         return None
     return Path(prepared["root"]).absolute()
 

@@ -115,7 +115,7 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
     processes = check_processes(training["strategy"], sweep=sweep)
     console = terminal() if processes.first else Console(quiet=True)
     values = plain(config)
-    if values["prepare"].get("_target_") is not None:
+    if values["prepare"].get("world") is not None:
         require_settings(values)  # what it writes is not there yet: the rest can be looked at behind it only
     _say_slow_precision(values, console)
     start_processes(training["strategy"], training["accelerator"], sweep=sweep)

@@ -11,8 +11,9 @@ import torch
 from tga.alignment.layers import resolve_layers
 from tga.alignment.located import LOCATED, SET_FILE, check_same_model, read_located_layers
 from tga.alignment.objective import Objective
-from tga.cli.common import instantiate
+from tga.cli.common import said_on_the_command_line
 from tga.errors import UserError
+from tga.registry import OBJECTIVES, made, names, registered
 from tga.training.base_model import BaseModel
 from tga.training.distributed import expected_processes
 from tga.training.lora import LoraSettings
@@ -20,6 +21,7 @@ from tga.training.settings import Calibration, TrainSettings, divided_batch
 from tga.vlm.families import Family
 from tga.vlm.language_model import identify_language_model
 
+OF_AN_OBJECTIVE = ("layers", "token_layers", "frozen_language_model_only", "figure_names", "losses", "figures")
 BASE_FIELDS = tuple(field.name for field in dataclasses.fields(BaseModel))
 OWN_KEYS = ("processes", "global_batch_size")  # of the group `training`: what they decide stands in the settings
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -103,10 +105,33 @@ def build_objectives(alignment: Mapping[str, Any], layers: int) -> list[Objectiv
     """The objectives of an alignment config; their layer numbers are resolved against the `layers` of the model.
 
     Raises:
-        UserError: layers outside of 0..L, or a target that may not be used.
+        UserError: layers outside of 0..L; an objective that is not registered (`tga.registry`), or that does not take
+            its keys.
     """
-    made = []
-    for target in alignment["objectives"].values():
-        resolved = {"layers": resolve_layers(target["layers"], layers)} if "layers" in target else {}
-        made.append(instantiate({**target, **resolved}))
-    return made
+    return [
+        _objective(f"alignment.objectives.{name}", settings, layers)
+        for name, settings in alignment["objectives"].items()
+    ]
+
+
+def _objective(where: str, settings: Any, layers: int) -> Objective:
+    if not isinstance(settings, Mapping) or "kind" not in settings:
+        raise UserError(
+            "An objective does not say which one it is",
+            given=f"{where}: {settings}",
+            allowed=f"kind: one of {', '.join(names(OBJECTIVES))}",
+            remedy=f"{where}.kind=NAME",
+        )
+    keys = {key: value for key, value in settings.items() if key != "kind"}
+    if "layers" in keys:
+        keys["layers"] = resolve_layers(keys["layers"], layers)
+    factory = registered(OBJECTIVES, settings["kind"], key=f"{where}.kind", own=said_on_the_command_line("alignment"))
+    objective = made(factory, keys, key=where)
+    if lacking := [name for name in OF_AN_OBJECTIVE if not hasattr(objective, name)]:
+        raise UserError(
+            f"This is no objective: it lacks {', '.join(lacking)}",
+            given=f"{where}.kind={settings['kind']}",
+            allowed="what tga.alignment.objective.Objective describes",
+            remedy="name a class of that protocol",
+        )
+    return objective
