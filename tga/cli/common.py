@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from retrieval_index.errors import RetrievalError
 from tga.cli.help import HELP, help_text, unknown_key
 from tga.cli.locks import exclusive
+from tga.cli.rerun import refuse_rerun
 from tga.cli.value_checks import refuse, value_problems
 from tga.errors import UserError
 from tga.files import atomic_path, write_json
@@ -75,6 +76,7 @@ def hydra_command(
             traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
             try:
                 with _hydra_raises():
+                    refuse_rerun(sys.argv[1:])
                     if any(argument in HELP for argument in sys.argv[1:]):
                         overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
                         print(help_text(config_name, overrides))
