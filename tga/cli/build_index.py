@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,6 +22,7 @@ from retrieval_index.faiss_open import check_spread
 from retrieval_index.grow import append_captions, plan_again
 from retrieval_index.index import CaptionIndex
 from retrieval_index.manifest import read_manifest
+from retrieval_index.picture_files import opened, reason
 from retrieval_index.planner import NAMES
 from retrieval_index.readers import find_files
 from retrieval_index.stages import Job
@@ -120,8 +122,8 @@ def _check(settings: dict[str, Any], out: Path) -> None:
         raise UserError("There is nothing to add", remedy="captions=PATH of the new captions")
     if mode in ("replan", "verify") and captions is not None:
         raise UserError(f"mode={mode} takes no captions", given=captions, remedy="mode=append adds captions")
-    if query is not None and not Path(query).is_file():
-        raise UserError("The picture does not exist", given=query, remedy="query=PATH of a picture")
+    if query is not None:
+        _check_picture(Path(query))
     check_count(settings["k"], "k", "k=10")
     check_search(settings["neighbours_search"])
     check_spread(settings["index"]["gpus"])
@@ -129,6 +131,17 @@ def _check(settings: dict[str, Any], out: Path) -> None:
     above = next(place for place in out.absolute().parents if place.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise UserError("Nothing can be written here", given=out, remedy="out=DIR of a directory that can be written")
+
+
+def _check_picture(path: Path) -> None:
+    """Raise UserError for a picture that is not there, or whose header cannot be read."""
+    try:
+        with opened(path):
+            return
+    except (OSError, Image.DecompressionBombError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        problem = "The picture does not exist" if missing else f"The picture cannot be read ({reason(error)})"
+        raise UserError(problem, given=path, remedy="query=PATH of a picture") from error
 
 
 def _make(settings: dict[str, Any], out: Path, choice: EncoderChoice, samples: Sequence[Sample] | None) -> bool:
