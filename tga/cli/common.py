@@ -32,6 +32,7 @@ from tga.cli.rerun import refuse_rerun
 from tga.cli.value_checks import refuse, value_problems
 from tga.errors import UserError
 from tga.files import atomic_path, write_json
+from tga.terminal import say, say_lines
 
 CONFIG_PACKAGE = "pkg://tga.conf"
 # Only our own: among what torch and transformers offer are functions that load code or run commands.
@@ -67,7 +68,7 @@ def hydra_command(
                     refuse(value_problems(plain(config)))
                 output = command(config)
             if output is not None:
-                print(f"Output directory: {output}", flush=True)
+                say(f"Output directory: {output}")
 
         run = hydra.main(version_base="1.3", config_path=CONFIG_PACKAGE, config_name=config_name)(task)
 
@@ -79,11 +80,11 @@ def hydra_command(
                     refuse_rerun(sys.argv[1:])
                     if any(argument in HELP for argument in sys.argv[1:]):
                         overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-                        print(help_text(config_name, overrides))
+                        say_lines(help_text(config_name, overrides))
                     else:
                         run()
             except KeyboardInterrupt:
-                print("Interrupted.", file=sys.stderr)
+                say("Interrupted.", file=sys.stderr)
                 sys.exit(130)
             except (Exception, _Mistake) as stopped:
                 error = stopped.error if isinstance(stopped, _Mistake) else stopped
@@ -93,7 +94,7 @@ def hydra_command(
                     message = str(unknown_key(config_name, chain) or message)
                 if message is None or traceback_wanted:
                     raise error from error.__cause__
-                print(f"Error: {message}", file=sys.stderr)
+                say_lines(f"Error: {message}", file=sys.stderr)
                 sys.exit(1)
 
         return entry
