@@ -100,13 +100,8 @@ def markdown(title: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
     """Tables and notes as GitHub-flavoured Markdown."""
     parts = [f"# {_markdown(title)}", ""]
     for table in tables:
-        parts += [
-            f"## {_markdown(table.title)}",
-            "",
-            _markdown_row(table.columns),
-            _markdown_row(["---"] * len(table.columns)),
-        ]
-        parts += [_markdown_row(row) for row in table.rows] + [""]
+        rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+        parts += [f"## {_markdown(table.title)}", "", *map(_markdown_row, rows), ""]
     parts += [f"- {_markdown(note)}" for note in notes]
     return "\n".join(parts).rstrip() + "\n"
 
