@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from retrieval_index.errors import RetrievalError
+from retrieval_index.picture_files import read_rgb, reason, to_rgb
 
 # A file, its bytes, or what opens a picture that lies elsewhere (an archive, a table).
 Picture = Path | BytesIO | Callable[[], Image.Image]
@@ -105,12 +106,11 @@ def open_picture(picture: Picture) -> Image.Image:
     """
     try:
         if isinstance(picture, (Path, BytesIO)):
-            with Image.open(picture) as image:
-                return image.convert("RGB")
-        return picture().convert("RGB")
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be decoded"
-        given = picture if isinstance(picture, Path) else f"{getattr(picture, 'args', picture)}: {error}"
+            return read_rgb(picture)
+        return to_rgb(picture())
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        found = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be decoded"
+        name = picture if isinstance(picture, Path) else getattr(picture, "args", picture)
         raise RetrievalError(
-            f"A picture {reason}", given=given, remedy="replace the file or drop its record"
+            f"A picture {found}", given=f"{name}: {reason(error)}", remedy="replace the file or drop its record"
         ) from error

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from retrieval_index.plain_text import visible, visible_lines
+
 
 class RetrievalError(Exception):
     """A mistake of the user, as one message: what is wrong, what was given, what is allowed, how to change it.
+
+    The message is for the terminal: control characters of what was given are shown as escapes.
 
     Args:
         problem: one sentence that says what is wrong.
@@ -24,5 +28,6 @@ class RetrievalError(Exception):
 
     def __str__(self) -> str:
         labelled = [("Given", self.given), ("Allowed", self.allowed), ("To change it", self.remedy)]
-        sentences = [self.problem] + [f"{label}: {value}" for label, value in labelled if value is not None]
+        sentences = [visible_lines(self.problem)]
+        sentences += [f"{label}: {visible(value)}" for label, value in labelled if value is not None]
         return " ".join(text if text.rstrip().endswith((".", "!", "?")) else text.rstrip() + "." for text in sentences)

@@ -24,6 +24,7 @@ from PIL import Image
 from retrieval_index.batching import Picture, encode_blocks, encode_pictures
 from retrieval_index.encoders import GOLDEN_SENTENCE, unit_rows
 from retrieval_index.errors import RetrievalError
+from retrieval_index.model_code import ALLOWED_MODELS, ModelCodeError, own_code_refused
 
 
 class OpenClipEncoder:
@@ -194,11 +195,14 @@ def _load(
     schema, _ = open_clip.factory.parse_model_name(name)
     tag = pretrained if schema is None else None
     try:
-        with _quiet():
+        with _quiet(), own_code_refused():
+            _check_tokenizer(name)
             model, preprocess = open_clip.create_model_from_pretrained(
                 name, tag, precision=precision, device=device, force_quick_gelu=_needs_quick_gelu(name, tag)
             )
             tokenizer = open_clip.get_tokenizer(name)
+    except ModelCodeError as error:
+        raise RetrievalError(str(error), given=name, allowed=ALLOWED_MODELS, remedy="encoder.name=MODEL") from error
     except (RuntimeError, ValueError, OSError) as error:
         tags = open_clip.list_pretrained_tags_by_model(name) if schema is None else []
         raise RetrievalError(
@@ -208,6 +212,13 @@ def _load(
             remedy="encoder.name=MODEL encoder.pretrained=TAG, or encoder.name=local-dir:PATH",
         ) from error
     return model.eval(), preprocess, tokenizer
+
+
+def _check_tokenizer(name: str) -> None:
+    """Raise ModelCodeError where the model's own config asks that code of its tokenizer be run."""
+    config = open_clip.factory.get_model_config(name) or {}
+    if config.get("text_cfg", {}).get("tokenizer_kwargs", {}).get("trust_remote_code"):
+        raise ModelCodeError
 
 
 def _needs_quick_gelu(name: str, tag: str | None) -> bool:

@@ -14,7 +14,7 @@ from retrieval_index.errors import RetrievalError
 from retrieval_index.recall import Queries
 from retrieval_index.vectors import Vectors, uniform_sample
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SEED = 20_260_102
 
 

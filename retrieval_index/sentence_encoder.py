@@ -6,7 +6,9 @@ its longest text; here captions are sorted by tokens, which pads less.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from retrieval_index.batching import Picture, encode_blocks
 from retrieval_index.encoders import GOLDEN_SENTENCE, LOCAL_DIR, unit_rows
 from retrieval_index.errors import RetrievalError
+from retrieval_index.model_code import ALLOWED_MODELS, ModelCodeError, own_code_refused
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -41,8 +44,14 @@ class SentenceEncoder:
                 given=pretrained,
                 remedy="encoder.pretrained=null",
             )
+        place = name.removeprefix(LOCAL_DIR)
         try:
-            self._model = SentenceTransformer(name.removeprefix(LOCAL_DIR), device=device).to(DTYPES[precision]).eval()
+            with own_code_refused():
+                _check_modules(Path(place))
+                model = SentenceTransformer(place, device=device, trust_remote_code=False)
+            self._model = model.to(DTYPES[precision]).eval()
+        except ModelCodeError as error:
+            raise RetrievalError(str(error), given=name, allowed=ALLOWED_MODELS, remedy="encoder.name=MODEL") from error
         except (RuntimeError, ValueError, OSError) as error:
             raise RetrievalError(
                 f"The sentence-transformers encoder cannot be loaded: {' '.join(str(error).split())[:300]}",
@@ -96,3 +105,19 @@ class SentenceEncoder:
             show_progress_bar=False,
         )
         return unit_rows(vectors)
+
+
+def _check_modules(directory: Path) -> None:
+    """Raise ModelCodeError where a directory's modules are classes of others: before 6.0 the library imports them.
+
+    Raises:
+        ModelCodeError: see above.
+        ValueError: a list of modules that is none.
+    """
+    types: list[str] = []
+    for file in directory.rglob("modules.json"):
+        types += [str(module["type"]) for module in json.loads(file.read_text(encoding="utf-8"))]
+    for file in directory.rglob("router_config.json"):
+        types += map(str, json.loads(file.read_text(encoding="utf-8")).get("types", {}).values())
+    if not all(name.startswith("sentence_transformers.") for name in types):
+        raise ModelCodeError

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from retrieval_index.batching import Picture, encode_blocks, encode_pictures
 from retrieval_index.encoders import LOCAL_DIR, unit_rows
 from retrieval_index.errors import RetrievalError
+from retrieval_index.model_code import ALLOWED_MODELS, ModelCodeError, own_code_refused
 
 FAMILIES = ("clip", "siglip", "siglip2")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -117,18 +118,24 @@ def _pooled(output: Any) -> torch.Tensor:
 
 
 def _load(name: str, revision: str | None, precision: str) -> tuple[Any, Any, Any]:
+    named: dict[str, Any] = {"revision": revision}
     try:
-        family = AutoConfig.from_pretrained(name, revision=revision).model_type
-        if family not in FAMILIES:
-            raise RetrievalError(
-                "This transformers model has no text and image tower that is known here",
-                given=f"{name} of the family {family}",
-                allowed=", ".join(FAMILIES),
-                remedy="encoder.name=MODEL of one of them, or encoder.kind=open_clip",
+        with own_code_refused():
+            family = AutoConfig.from_pretrained(name, trust_remote_code=False, **named).model_type
+            if family not in FAMILIES:
+                raise RetrievalError(
+                    "This transformers model has no text and image tower that is known here",
+                    given=f"{name} of the family {family}",
+                    allowed=", ".join(FAMILIES),
+                    remedy="encoder.name=MODEL of one of them, or encoder.kind=open_clip",
+                )
+            return (
+                AutoModel.from_pretrained(name, trust_remote_code=False, dtype=DTYPES[precision], **named),
+                AutoTokenizer.from_pretrained(name, trust_remote_code=False, **named),
+                AutoImageProcessor.from_pretrained(name, trust_remote_code=False, backend="pil", **named),
             )
-        model = AutoModel.from_pretrained(name, revision=revision, dtype=DTYPES[precision])
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        return model, tokenizer, AutoImageProcessor.from_pretrained(name, revision=revision, backend="pil")
+    except ModelCodeError as error:
+        raise RetrievalError(str(error), given=name, allowed=ALLOWED_MODELS, remedy="encoder.name=MODEL") from error
     except (RuntimeError, ValueError, OSError, ImportError) as error:
         raise RetrievalError(
             f"The transformers encoder cannot be loaded: {' '.join(str(error).split())[:300]}",

@@ -5,9 +5,13 @@ A command prints its message and exits with code 1; every other exception is a d
 
 from __future__ import annotations
 
+from retrieval_index.plain_text import visible, visible_lines
+
 
 class UserError(Exception):
     """A mistake of the user, as one message: what is wrong, what was given, what is allowed, how to change it.
+
+    The message is for the terminal: control characters of what was given are shown as escapes.
 
     Args:
         problem: one sentence that says what is wrong.
@@ -26,13 +30,13 @@ class UserError(Exception):
         super().__init__(problem, given, allowed, remedy)
 
     def __str__(self) -> str:
-        sentences = [_sentence(self.problem)]
+        sentences = [_sentence(visible_lines(self.problem))]
         if self.given is not None:
-            sentences.append(_sentence(f"Given: {self.given}"))
+            sentences.append(_sentence(f"Given: {visible(self.given)}"))
         if self.allowed is not None:
-            sentences.append(_sentence(f"Allowed: {self.allowed}"))
+            sentences.append(_sentence(f"Allowed: {visible(self.allowed)}"))
         if self.remedy is not None:
-            sentences.append(_sentence(f"To change it: {self.remedy}"))
+            sentences.append(_sentence(f"To change it: {visible_lines(self.remedy)}"))
         return " ".join(sentences)
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from retrieval_index.checks import check_count, check_k
@@ -21,6 +21,7 @@ from retrieval_index.faiss_open import check_spread
 from retrieval_index.grow import append_captions, plan_again
 from retrieval_index.index import CaptionIndex
 from retrieval_index.manifest import read_manifest
+from retrieval_index.picture_files import opened, reason
 from retrieval_index.planner import NAMES
 from retrieval_index.readers import find_files
 from retrieval_index.stages import Job
@@ -39,6 +40,7 @@ from tga.cli.locks import exclusive
 from tga.data.neighbours import check_search
 from tga.data.sample import Sample
 from tga.errors import UserError
+from tga.terminal import literal, say
 
 __all__ = ["EncoderChoice", "ensure_index", "ensure_neighbours", "main"]
 MODES = ("build", "append", "replan", "verify")
@@ -69,7 +71,7 @@ def main(config: DictConfig) -> Path:
             _verify(out)
         elif settings["mode"] != "build" or captions is not None:
             built = _make(settings, out, choice, samples)
-            print(_told(out))
+            say(*_told(out))
             summary |= {"index_built": built, "index_s": round(time.perf_counter() - started, 3)}
         if samples is not None:
             summary |= _join(settings, out, samples, choice)
@@ -92,11 +94,11 @@ def print_neighbours(
     check_k(k, len(index))
     index.check_encoder(choice.encoder)
     scores, rows = index.search(choice.encoder.encode_images([picture], batch_size=1), k)
-    table = Table(title=escape(str(picture)))
+    table = Table(title=literal(picture))
     for heading in ("score", "id", "caption"):
         table.add_column(heading, overflow="fold")
     for score, identifier, caption in zip(scores[0], index.ids(rows[0]), index.captions(rows[0]), strict=True):
-        table.add_row(f"{score:.4f}", escape(identifier), escape(caption))
+        table.add_row(f"{score:.4f}", literal(identifier), literal(caption))
     Console().print(table)
 
 
@@ -120,8 +122,8 @@ def _check(settings: dict[str, Any], out: Path) -> None:
         raise UserError("There is nothing to add", remedy="captions=PATH of the new captions")
     if mode in ("replan", "verify") and captions is not None:
         raise UserError(f"mode={mode} takes no captions", given=captions, remedy="mode=append adds captions")
-    if query is not None and not Path(query).is_file():
-        raise UserError("The picture does not exist", given=query, remedy="query=PATH of a picture")
+    if query is not None:
+        _check_picture(Path(query))
     check_count(settings["k"], "k", "k=10")
     check_search(settings["neighbours_search"])
     check_spread(settings["index"]["gpus"])
@@ -129,6 +131,17 @@ def _check(settings: dict[str, Any], out: Path) -> None:
     above = next(place for place in out.absolute().parents if place.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise UserError("Nothing can be written here", given=out, remedy="out=DIR of a directory that can be written")
+
+
+def _check_picture(path: Path) -> None:
+    """Raise UserError for a picture that is not there, or whose header cannot be read."""
+    try:
+        with opened(path):
+            return
+    except (OSError, Image.DecompressionBombError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        problem = "The picture does not exist" if missing else f"The picture cannot be read ({reason(error)})"
+        raise UserError(problem, given=path, remedy="query=PATH of a picture") from error
 
 
 def _make(settings: dict[str, Any], out: Path, choice: EncoderChoice, samples: Sequence[Sample] | None) -> bool:
@@ -164,10 +177,10 @@ def _make(settings: dict[str, Any], out: Path, choice: EncoderChoice, samples: S
         )
         after = append_captions(files, out, job) if files else plan_again(out, job)
     if after == before:
-        print("These captions are in the index already.")
+        say("These captions are in the index already.")
     elif files:
         added = after.sources[-1]
-        print(f"Added {added.rows} captions; {added.duplicates} records held captions that were there already.")
+        say(f"Added {added.rows} captions; {added.duplicates} records held captions that were there already.")
     return after != before
 
 
@@ -182,7 +195,7 @@ def _engine(settings: dict[str, Any]) -> Engine:
 def _verify(out: Path) -> None:
     with progress_bars() as progress:
         files = verify_index(out, lambda done, total: progress("verify", done, total))
-    print(f"All {files} files are as the manifest says.")
+    say(f"All {files} files are as the manifest says.")
 
 
 def _search(settings: dict[str, Any]) -> dict[str, str]:
@@ -203,14 +216,14 @@ def _join(settings: dict[str, Any], out: Path, samples: Sequence[Sample], choice
     )
     summary: dict[str, Any] = {"neighbours_written": joined is not None, "neighbours_k": settings["k"]}
     if joined is None:
-        print(f"The neighbours are up to date: {target}")
+        say(f"The neighbours are up to date: {target}")
     else:
-        print(f"Neighbours of {joined.samples} samples: {target}")
+        say(f"Neighbours of {joined.samples} samples: {target}")
         summary |= {"neighbours_samples": joined.samples, "neighbours_without_query": joined.without_query}
     return summary | {"neighbours_s": round(time.perf_counter() - started, 3)}
 
 
-def _told(out: Path) -> str:
+def _told(out: Path) -> tuple[str, str]:
     """What was read and what is there, in two lines."""
     counts, manifest = _counts(out), read_manifest(out)
     searched = "".join(f", {name} {value}" for name, value in manifest.index.search.items())
@@ -219,8 +232,8 @@ def _told(out: Path) -> str:
     return (
         f"{counts['captions_read']} records: {counts['captions']} captions, {counts['captions_duplicate']} duplicates, "
         f"{counts['captions_without_text']} empty, {counts['captions_too_long']} too long; "
-        f"{counts['captions_truncated']} captions cut to what the encoder reads\n"
-        f"{out}: {NAMES[manifest.index.plan['kind']]}{searched}; {measured}"
+        f"{counts['captions_truncated']} captions cut to what the encoder reads",
+        f"{out}: {NAMES[manifest.index.plan['kind']]}{searched}; {measured}",
     )
 
 

@@ -38,6 +38,7 @@ from retrieval_index.stages import Job
 from tga.data.neighbours import Joined, fingerprint, join_neighbours, query_picture, read_fingerprint
 from tga.data.sample import Sample
 from tga.errors import UserError
+from tga.terminal import say
 
 STAGES = {
     "read": "Reading caption files",
@@ -240,7 +241,7 @@ class StageBars:
 
     def announce(self, line: str) -> None:
         """Print a line on stdout."""
-        print(line, flush=True)
+        say(line)
 
 
 @contextmanager

@@ -30,10 +30,12 @@ from omegaconf.errors import OmegaConfBaseException
 from retrieval_index.errors import RetrievalError
 from tga.cli.help import HELP, help_text, unknown_key
 from tga.cli.locks import exclusive
+from tga.cli.rerun import refuse_rerun
 from tga.cli.value_checks import refuse, value_problems
 from tga.errors import UserError
 from tga.files import atomic_path, write_json
 from tga.registry import WORLDS, made, names, registered
+from tga.terminal import say, say_lines
 
 CONFIG_PACKAGE = "pkg://tga.conf"
 PACKAGES = (
@@ -67,7 +69,7 @@ def hydra_command(
                     refuse(value_problems(plain(config)))
                 output = command(config)
             if output is not None:
-                print(f"Output directory: {output}", flush=True)
+                say(f"Output directory: {output}")
 
         run = hydra.main(version_base="1.3", config_path=CONFIG_PACKAGE, config_name=config_name)(task)
 
@@ -76,13 +78,14 @@ def hydra_command(
             traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
             try:
                 with _hydra_raises():
+                    refuse_rerun(sys.argv[1:])
                     if any(argument in HELP for argument in sys.argv[1:]):
                         overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-                        print(help_text(config_name, overrides))
+                        say_lines(help_text(config_name, overrides))
                     else:
                         run()
             except KeyboardInterrupt:
-                print("Interrupted.", file=sys.stderr)
+                say("Interrupted.", file=sys.stderr)
                 sys.exit(130)
             except (Exception, _Mistake) as stopped:
                 error = stopped.error if isinstance(stopped, _Mistake) else stopped
@@ -92,7 +95,7 @@ def hydra_command(
                     message = str(unknown_key(config_name, chain) or message)
                 if message is None or traceback_wanted:
                     raise error from error.__cause__
-                print(f"Error: {message}", file=sys.stderr)
+                say_lines(f"Error: {message}", file=sys.stderr)
                 sys.exit(1)
 
         return entry

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from retrieval_index.plain_text import visible
 from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
 from tga.cli.comparison_plan import RUNS, check_comparison, plan_runs
 from tga.cli.comparison_report import Results, read_results, write_report
@@ -26,6 +27,7 @@ from tga.evaluation.cell_runs import Outcome, run_cells
 from tga.evaluation.cells import LOG, Cell, cell_step, cell_summary, reason_to_run
 from tga.evaluation.comparison import bootstrap_values, comparison_values, numbers_only
 from tga.evaluation.report import value_text
+from tga.terminal import say
 
 SHOWN = ("image_dsr", "over_refusal", "caption_accuracy", "vqa_accuracy", "train_s", "total_s")
 
@@ -64,9 +66,9 @@ def _missing(cells: Sequence[Cell], *, fresh: bool) -> list[Cell]:
             if not fresh and cell_summary(cell) is not None:
                 again.append(f"{cell.name} runs again: {reason}")
     if len(missing) < len(cells):
-        print(f"{len(cells) - len(missing)} of {len(cells)} runs are there already (fresh=true runs them again).")
+        say(f"{len(cells) - len(missing)} of {len(cells)} runs are there already (fresh=true runs them again).")
     for line in again:
-        print(line)
+        say(line)
     return [cell for cell in cells if cell in missing]
 
 
@@ -79,12 +81,12 @@ def _run(cells: Sequence[Cell], jobs: int) -> None:
         bar.write(f"{len(cells)} runs, {min(jobs, len(cells))} at a time with {threads} threads each; logs: */{LOG}")
 
         def on_end(outcome: Outcome) -> None:
-            bar.write(_line(outcome))
+            bar.write(visible(_line(outcome)))
             bar.update()
 
         def on_wait(running: list[Cell]) -> None:
             steps = [cell.name + (f" at step {at}" if (at := cell_step(cell)) else "") for cell in running]
-            bar.set_postfix_str("; ".join(steps))
+            bar.set_postfix_str(visible("; ".join(steps)))
 
         outcomes = run_cells(cells, jobs=jobs, threads=threads, on_end=on_end, on_wait=on_wait)
     failed = [outcome for outcome in outcomes if outcome.code != 0]

@@ -14,6 +14,7 @@ from tga.data.record import Source
 from tga.data.table import Tables
 from tga.data.webdataset import WebDataset
 from tga.errors import UserError
+from tga.terminal import say
 
 FORMATS = ("llava_json", "webdataset", "parquet")
 
@@ -48,7 +49,7 @@ def read_samples(data: Mapping[str, Any]) -> PackedSamples:
     )
     if loaded.skipped:
         counts = ", ".join(f"{kind} {count}" for kind, count in sorted(loaded.skipped.items()))
-        print(f"Left out by data.bad_list: {sum(loaded.skipped.values())} records ({counts})", file=sys.stderr)
+        say(f"Left out by data.bad_list: {sum(loaded.skipped.values())} records ({counts})", file=sys.stderr)
     return loaded.samples
 
 

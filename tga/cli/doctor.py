@@ -10,7 +10,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tga.cli.common import hydra_command, plain
@@ -20,6 +19,7 @@ from tga.cli.half_precision import bfloat16_on_cpu
 from tga.cli.preflight import Checked, preflight
 from tga.cli.setting_checks import setting_problems
 from tga.errors import UserError
+from tga.terminal import literal, literal_lines
 
 
 @hydra_command("doctor", missing_allowed=True, values_checked=False)
@@ -35,9 +35,9 @@ def main(config: DictConfig) -> None:
         here.warnings += run.warnings
         here.problems += run.problems
     for warning in here.warnings:
-        console.print(f"Warning: {warning}", soft_wrap=True, highlight=False, markup=False)
+        console.print(literal_lines(f"Warning: {warning}"), soft_wrap=True)
     for number, problem in enumerate(here.problems, start=1):
-        console.print(f"Problem {number}: {problem}", soft_wrap=True, highlight=False, markup=False)
+        console.print(literal_lines(f"Problem {number}: {problem}"), soft_wrap=True)
     if here.problems:
         sys.exit(1)
     console.print("No problems found.")
@@ -93,7 +93,7 @@ def _print_facts(console: Console, title: str, facts: Sequence[tuple[str, str]])
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, found in facts:
-        table.add_row(escape(name), escape(found))
+        table.add_row(literal(name), literal_lines(found))
     console.print(table)
 
 

@@ -25,6 +25,7 @@ from tga.evaluation.questions import Question
 from tga.evaluation.report import Table, html_report, markdown, models_table, print_tables, write_text
 from tga.evaluation.suite import ANSWERS_FILE, Judged, judge_again, judge_by_model, measure, write_answers
 from tga.resources import peak_rss_mib
+from tga.terminal import say
 
 EXAMPLES = 5
 KEPT, JUDGE = "answered", " judge.jsonl"  # what is there while an evaluation runs; no model has a blank in its name
@@ -52,7 +53,7 @@ def main(config: DictConfig) -> Path:
     sweep = read_sweep(steering, settings, rule_only=True, held_out_from=settings["root"]) if steering else None
     loading = {key: str(values[key]) for key in ("dtype", "device", "attn_implementation")}
     run_dir = start_run(config)
-    print(f"Stopped, it goes on with the same command and run_dir={run_dir}", flush=True)
+    say(f"Stopped, it goes on with the same command and run_dir={run_dir}")
     if again is not None:
         found, judged = again
     else:
@@ -110,7 +111,7 @@ def _ask(
         of_model = {"model": path, "stamp": model_stamp(path)}
         kept = KeptAnswers(run_dir / KEPT / f"{name}.jsonl", {**identity, **of_model})
         if len(kept):
-            print(f"{name}: {len(kept):,} answers are there already", flush=True)
+            say(f"{name}: {len(kept):,} answers are there already")
         steer, figures = ready_steer(steering, subject, sweep, asked, run_dir) if steering else (None, {})
         found[name], answers = measure(
             subject.model,

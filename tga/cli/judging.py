@@ -12,6 +12,7 @@ from tga.evaluation.kept_answers import KeptAnswers
 from tga.evaluation.metrics import Metric, judged_by_model
 from tga.evaluation.model_judge import SET_JUDGE, JudgeForm, Verdict, check_words, verdicts
 from tga.evaluation.models import check_models, load_judge, model_stamp
+from tga.terminal import say
 from tga.vlm.parts import load_tokenizer
 
 LITTLE_MASS = 0.1  # below it, the judge would mostly have said something else than either word
@@ -51,11 +52,10 @@ def judge_pairs(
     found = verdicts(model, tokenizer, form, pairs, batch_size=settings["batch_size"], kept=kept.of(list(pairs)))
     mass = median(verdict.mass for verdict in found)
     if mass < LITTLE_MASS:
-        print(
+        say(
             f"Warning: the judge would rarely have said {form.words[0]!r} or {form.words[1]!r} (median probability "
             f"{mass:.2g}); its verdicts may mean nothing. Look how its answers begin, and set "
             f"evaluation.judge_model.form (now {form.form}), evaluation.judge_model.unsafe and "
-            "evaluation.judge_model.safe.",
-            flush=True,
+            "evaluation.judge_model.safe."
         )
     return found

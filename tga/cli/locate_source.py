@@ -13,6 +13,7 @@ from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from tqdm import tqdm
 
+from retrieval_index.plain_text import visible
 from tga.cli.common import config_hash, plain
 from tga.cli.comparison_plan import override_text
 from tga.cli.inputs import inputs_identity
@@ -102,9 +103,9 @@ def _trained_projector(settings: Mapping[str, Any], overrides: Sequence[str]) ->
     if reason is None:
         return directory
     total = config.training.max_steps
-    with tqdm(total=total, desc=f"training a projector ({method})", unit="step") as bar:
+    with tqdm(total=total, desc=visible(f"training a projector ({method})"), unit="step") as bar:
         said = f"No vlm is named, so one is trained with the method {method} ({reason}). Log: {directory / LOG}"
-        bar.write(said, file=sys.stderr)
+        bar.write(visible(said), file=sys.stderr)
 
         def on_wait(_running: list[Cell]) -> None:
             bar.n = cell_step(cell) or 0

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tga.errors import UserError
+from tga.terminal import say
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def _acquire(lock: Path, path: Path, wait: bool) -> int:
                     given=f"{path}, process {holder}",
                     remedy=f"wait until it ends, or end it (kill {holder}), or run_dir=ANOTHER_DIRECTORY",
                 ) from None
-            print(f"Waiting for process {holder}, which works on {path}", file=sys.stderr, flush=True)
+            say(f"Waiting for process {holder}, which works on {path}", file=sys.stderr)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if _stands_at(descriptor, lock):
             return descriptor

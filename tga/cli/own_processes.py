@@ -24,6 +24,7 @@ import torch
 from tga.child_process import end_without, module_command, module_environment
 from tga.cli.common import describe_error
 from tga.errors import UserError
+from tga.terminal import say
 from tga.training.distributed import check_own_processes, is_launched
 
 PARENT = "TGA_TRAIN_PARENT"  # in a process that another one started: whose it is
@@ -136,8 +137,8 @@ def _tell_who_failed(others: Sequence[subprocess.Popen[bytes]], logs: str, until
         time.sleep(0.2)
     rank = failed[0]
     lines = Path(f"{logs}/{rank}.log").read_text(errors="replace").splitlines()[-SHOWN_LINES:]
-    first = f"\nError: process {rank} of this training ended with code {others[rank - 1].returncode}; it said:"
-    print(first, *lines, sep="\n", file=sys.stderr, flush=True)
+    first = f"Error: process {rank} of this training ended with code {others[rank - 1].returncode}; it said:"
+    say("", first, *lines, file=sys.stderr)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from tga.evaluation.report import print_tables
 from tga.evaluation.suite import ANSWERS_FILE, write_answers
 from tga.resources import peak_rss_mib
 from tga.steering.vectors import save_vectors
+from tga.terminal import say
 
 
 @hydra_command("steer")
@@ -56,7 +57,7 @@ def main(config: DictConfig) -> Path:
         chosen = alpha if sweep is not None or settings["alpha"] is not None else prepared.vectors.alpha
         vectors = replace(prepared.vectors, alpha=chosen, rule=rule or prepared.vectors.rule)
         save_vectors(run_dir / VECTORS_FILE, vectors)
-        print(f"Vectors: {run_dir / VECTORS_FILE}")
+        say(f"Vectors: {run_dir / VECTORS_FILE}")
     summary |= {"alpha": alpha, "total_s": round(time.perf_counter() - started, 3)}
     write_summary(run_dir, {**summary, "peak_rss_mib": round(peak_rss_mib(), 1)}, config)
     return run_dir

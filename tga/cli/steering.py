@@ -31,6 +31,7 @@ from tga.steering.cmrm import dataset_shift
 from tga.steering.hooks import POSITIONS, Steering, steered
 from tga.steering.pictures import PICTURES
 from tga.steering.vectors import Vectors, describe_model, load_vectors, save_vectors
+from tga.terminal import say
 from tga.vlm.families import num_layers
 
 METHODS = ("cmrm", "cmrm_sample")
@@ -202,7 +203,7 @@ def ready_steer(
     if prepared.vectors is not None and settings["vectors"] is None:
         rule = "" if sweep is None else str(sweep.rule)
         save_vectors(directory / VECTORS_FILE, replace(prepared.vectors, alpha=alpha, rule=rule))
-    print(f"{subject.name}: steering with alpha {alpha:g}", flush=True)
+    say(f"{subject.name}: steering with alpha {alpha:g}")
     seconds = round(time.perf_counter() - started, 3)
     return prepared.at(alpha), {"steering_alpha": alpha, "steering_prepare_s": seconds}
 

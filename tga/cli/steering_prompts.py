@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from retrieval_index.plain_text import visible
 from tga.errors import UserError
 from tga.evaluation.prompts import prompt_batch, prompt_rows
 from tga.evaluation.questions import Question, read_questions
@@ -128,7 +129,7 @@ def anchor_differences(
     of_each = picture.kind in ("own", "noise")
     shared = None if of_each else RequestShifts(subject, layers, picture.write(path, subject))
     plain = PrefixStates(subject.model, subject.family, layers)
-    progress = tqdm(total=len(anchors), desc=f"{subject.name}: anchors", unit="text")
+    progress = tqdm(total=len(anchors), desc=visible(f"{subject.name}: anchors"), unit="text")
     with tempfile.TemporaryDirectory() as scratch, progress as bar:
         for start in range(0, len(anchors), subject.batch_size):
             batch = anchors[start : start + subject.batch_size]

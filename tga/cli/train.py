@@ -50,6 +50,7 @@ from tga.evaluation.suite import evaluate
 from tga.export.run import card_of, export_source
 from tga.export.source import source_from_checkpoint
 from tga.resources import peak_rss_mib
+from tga.terminal import literal_lines
 from tga.training.base_model import BaseModel
 from tga.training.callbacks import terminal
 from tga.training.checkpoint import read_checkpoint, restore_model
@@ -126,7 +127,7 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
             prepare(config)
         wait_for_all()
     with watch.stage("load"):
-        data = require_ready(values, lambda text: console.print(text, soft_wrap=True, highlight=False))
+        data = require_ready(values, lambda text: console.print(literal_lines(text), soft_wrap=True))
         settings = train_settings(training, processes.size)
         values["alignment"] = with_located_layers(values["alignment"])
         lora = lora_settings(values["model"]["lora"])
@@ -143,7 +144,7 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
     samples = with_swapped_words(samples, values["data"]["swapped_words"], training["seed"])
     run_dir = start_run(config) if processes.first else Path(config.run_dir).absolute()
     go_on = resume_command(run_dir, processes)
-    console.print(f"Run directory: {run_dir}\nIf it stops, continue with: {go_on}", soft_wrap=True)
+    console.print(literal_lines(f"Run directory: {run_dir}\nIf it stops, continue with: {go_on}"), soft_wrap=True)
     with watch.stage("targets"):
         collator = _text_targets(loaded, samples, values, processes, console)
     with watch.stage("fit"), share_of_cores(processes.local_size, settings.accelerator):
@@ -189,7 +190,7 @@ def _say_slow_precision(values: Mapping[str, Any], console: Console) -> None:
     """One notice where the run would compute in bfloat16 on a CPU that is slow at it; no error, as it does compute."""
     found = None if console.quiet else bfloat16_on_cpu(values)
     if found is not None and found.warning is not None:
-        console.print(f"Notice: {found.warning}", soft_wrap=True, highlight=False)
+        console.print(literal_lines(f"Notice: {found.warning}"), soft_wrap=True)
 
 
 def _load(values: Mapping[str, Any], base: BaseModel, samples: Sequence[Sample]) -> Loaded:

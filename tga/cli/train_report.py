@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tga.cli.own_processes import started_here
+from tga.terminal import literal
 from tga.training.distributed import Processes
 from tga.training.settings import FitResult
 
@@ -68,13 +69,13 @@ def print_outcome(
 ) -> None:
     """The short table: rates with their intervals, then times, then where things are."""
     console = Console()
-    table = Table(title=f"{summary['method']}, seed {summary['seed']}")
+    table = Table(title=literal(f"{summary['method']}, seed {summary['seed']}"))
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
     for key, value in measured.items():
         if f"{key}_low" in measured:
-            table.add_row(key, f"{value:.3f}", f"{measured[f'{key}_low']:.3f} - {measured[f'{key}_high']:.3f}")
+            table.add_row(literal(key), f"{value:.3f}", f"{measured[f'{key}_low']:.3f} - {measured[f'{key}_high']:.3f}")
     for key in SHOWN:
         if summary.get(key) is not None:
             table.add_row(key, f"{summary[key]:.4g}" if isinstance(summary[key], float) else str(summary[key]), "")
@@ -83,4 +84,4 @@ def print_outcome(
     places |= {"metrics": run_dir / "metrics.jsonl", "summary": run_dir / "summary.json"}
     for name, path in places.items():
         if path is not None and path.exists():
-            console.print(f"{name:<11}{path}", soft_wrap=True, highlight=False)
+            console.print(literal(f"{name:<11}{path}"), soft_wrap=True)

@@ -14,6 +14,7 @@ from tga.cli.common import hydra_command, plain
 from tga.cli.data import source_of
 from tga.data.verify import Verified, verify
 from tga.errors import UserError
+from tga.terminal import literal
 
 
 @hydra_command("verify_data")
@@ -50,9 +51,9 @@ def _print(found: Verified, out: Path) -> None:
     table.add_column("for example")
     for kind, count in found.counts().items():
         example = next(entry for entry in found.bad if entry.problem == kind)
-        table.add_row(kind, str(count), f"row {example.row}: {example.detail}")
+        table.add_row(literal(kind), str(count), literal(f"row {example.row}: {example.detail}"))
     console.print(table)
-    console.print(f"bad list   {out}", soft_wrap=True, highlight=False)
+    console.print(literal(f"bad list   {out}"), soft_wrap=True)
 
 
 if __name__ == "__main__":

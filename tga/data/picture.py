@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from retrieval_index.picture_files import open_regular, read_rgb, reason
 from tga.errors import UserError
 
 
@@ -81,23 +82,13 @@ def read_bytes(picture: Picture) -> bytes:
         buffer = io.BytesIO()
         Image.new("RGB", (picture.side, picture.side), "grey").save(buffer, "PNG")
         return buffer.getvalue()
-    return picture.read_bytes()
-
-
-class _Named(io.BytesIO):
-    """Bytes that an error message can name."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        super().__init__(data)
-        self._name = name
-
-    def __str__(self) -> str:
-        return self._name
+    with open_regular(picture) as opened:
+        return opened.read()
 
 
 def encoded(picture: Picture) -> Path | io.BytesIO:
-    """What `Image.open` takes: the file itself, or the bytes from an archive or a table."""
-    return picture if isinstance(picture, Path) else _Named(read_bytes(picture), str(picture))
+    """What `retrieval_index.picture_files` opens: the file itself, or the bytes from an archive or a table."""
+    return picture if isinstance(picture, Path) else io.BytesIO(read_bytes(picture))
 
 
 def open_picture(picture: Picture) -> Image.Image:
@@ -106,19 +97,24 @@ def open_picture(picture: Picture) -> Image.Image:
     Raises:
         OSError, ValueError, Image.DecompressionBombError: it cannot be read, or is no picture, or a far too large one.
     """
-    with Image.open(encoded(picture)) as image:
-        return image.convert("RGB")
+    return read_rgb(encoded(picture))
 
 
 def identity(picture: Picture) -> str:
-    """What a fingerprint of a data set takes of a picture: its name and its size (or place), wherever the data lies."""
+    """What a fingerprint of a data set takes of a picture: its name and its size (or place), wherever the data lies.
+
+    A file that is not there has no size; who opens it says so.
+    """
     if isinstance(picture, ArchivedPicture):
         return f"{Path(picture.archive).name}:{picture.name}:{picture.size}"
     if isinstance(picture, TablePicture):
         return f"{Path(picture.file).name}:{picture.column}:{picture.row}:{picture.index}"
     if isinstance(picture, GreyPicture):
         return str(picture)
-    return f"{picture.name}:{picture.stat().st_size}"
+    try:
+        return f"{picture.name}:{picture.stat().st_size}"
+    except OSError:
+        return f"{picture.name}:"
 
 
 def load_picture(picture: Picture, sample_id: str) -> Image.Image:
@@ -132,7 +128,7 @@ def load_picture(picture: Picture, sample_id: str) -> Image.Image:
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         remedy = "replace the file, or list it: tga-verify-data writes what data.bad_list=PATH leaves out"
         raise UserError(
-            f"A picture cannot be read ({error})", given=f"{picture} of sample {sample_id}", remedy=remedy
+            f"A picture cannot be read ({reason(error)})", given=f"{picture} of sample {sample_id}", remedy=remedy
         ) from error
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from retrieval_index.picture_files import opened, reason, to_rgb
 from tga.data.loading import judged
 from tga.data.picture import Picture, encoded, identity
 from tga.data.record import MISSING, OVERSIZED, TRUNCATED, UNREADABLE, Problem, Record, Source, empty_caption
@@ -130,17 +131,17 @@ def problem_of_picture(picture: Picture, max_pixels: int) -> Problem | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's bound, ours is checked next; of odd metadata, which we ignore
-            with Image.open(encoded(picture)) as image:
+            with opened(encoded(picture)) as image:
                 if image.width * image.height > max_pixels:
                     return Problem(OVERSIZED, f"{picture}: {image.width} x {image.height} pixels")
-                image.convert("RGB")
-    except FileNotFoundError:
-        return Problem(MISSING, str(picture))
+                to_rgb(image)
+    except FileNotFoundError as error:
+        return Problem(MISSING, f"{picture}: {reason(error)}")
     except Image.DecompressionBombError as error:
         return Problem(OVERSIZED, f"{picture}: {error}")
     except Exception as error:  # a decoder may raise anything over broken bytes; whatever it is, the picture is bad
         cut = any(word in str(error) for word in ("truncated", "ends within"))
-        return Problem(TRUNCATED if cut else UNREADABLE, f"{picture}: {error or type(error).__name__}")
+        return Problem(TRUNCATED if cut else UNREADABLE, f"{picture}: {reason(error) or type(error).__name__}")
     return None
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from retrieval_index.plain_text import visible
 from tga.alignment.layers import measured_layers
 from tga.alignment.modality_gap import layer_gap, modality_integration_rate
 from tga.errors import UserError
@@ -73,7 +74,9 @@ def modality_gap(
         prompts = prompt_rows(model, processor, family, pairs, **templates)
         captions = [encode_text(processor.tokenizer, pair.caption or "")[0].tolist() for pair in pairs]
         groups = _groups(model, family, chosen, prompts, captions, stored_mib)
-        with tqdm(total=len(pairs) * len(groups), desc=description, unit="pair", disable=not show_progress) as bar:
+        with tqdm(
+            total=len(pairs) * len(groups), desc=visible(description), unit="pair", disable=not show_progress
+        ) as bar:
             for group in groups:
                 reader = _Reader(model, processor, family, group, text)
                 states = _gathered(reader, pairs, prompts, batch_size, group, bar)

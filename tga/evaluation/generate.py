@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from retrieval_index.plain_text import visible
 from tga.evaluation.kept_answers import AnswersToQuestions
 from tga.evaluation.prompts import PromptBatch, prompt_batch, prompt_rows
 from tga.evaluation.questions import Question
@@ -63,7 +64,10 @@ def answer_questions(
     templates = {"chat_template": chat_template, "plain_template": plain_template}
     answers = [""] * len(questions)
     ends = end_token_ids(model, processor)
-    with evaluating(model), tqdm(total=len(questions), desc=description, unit="q", disable=not show_progress) as bar:
+    with (
+        evaluating(model),
+        tqdm(total=len(questions), desc=visible(description), unit="q", disable=not show_progress) as bar,
+    ):
         prompts = prompt_rows(model, processor, family, questions, **templates)
         for rows in _batches(questions, prompts, batch_size):
             if kept is not None and kept.known.keys() >= set(rows):

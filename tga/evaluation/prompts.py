@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from retrieval_index.picture_files import opened, read_rgb, reason
 from tga.errors import UserError
 from tga.evaluation.questions import Question
 from tga.vlm.families import Family, component
@@ -117,19 +118,21 @@ def prompt_batch(
 
 def _size(picture: Path) -> tuple[int, int]:
     """Width and height, read from the file's head."""
-    with _readable(picture), Image.open(picture) as image:
+    with _readable(picture), opened(picture) as image:
         return image.size
 
 
 def _open(picture: Path) -> Image.Image:
-    with _readable(picture), Image.open(picture) as image:
-        return image.convert("RGB")
+    with _readable(picture):
+        return read_rgb(picture)
 
 
 @contextmanager
 def _readable(picture: Path) -> Iterator[None]:
-    """A picture that cannot be read as a UserError: all that Pillow says of bad bytes."""
+    """A picture that cannot be read as a UserError."""
     try:
         yield
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"a picture cannot be read ({error})", given=picture, remedy="replace or remove it") from error
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"a picture cannot be read ({reason(error)})", given=picture, remedy="replace or remove it"
+        ) from error

@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from retrieval_index.picture_files import opened, reason
 from tga.errors import UserError
 
 FORMATS = ("chat", "plain")
@@ -159,7 +160,7 @@ def checked_questions(questions: list[Question], source: Path) -> list[Question]
     if not questions:
         raise UserError("there is no question to ask", given=source, remedy="give a file or folder that is not empty")
     _refuse_repeats((question.id for question in questions), source)
-    missing = [question.image for question in questions if question.image is not None and not question.image.is_file()]
+    missing = [question.image for question in questions if question.image is not None and not question.image.exists()]
     if missing:
         first = ", ".join(str(picture) for picture in missing[:3])
         raise UserError(
@@ -180,10 +181,10 @@ def checked_questions(questions: list[Question], source: Path) -> list[Question]
 def _no_picture(path: Path) -> str | None:
     """What is wrong with a picture's header; None where it has one. The picture itself is decoded when it is asked."""
     try:
-        with Image.open(path):
+        with opened(path):
             return None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return str(error)
+    except (OSError, Image.DecompressionBombError) as error:
+        return f"{path}: {reason(error)}"
 
 
 def _refuse_repeats(ids: Iterable[str], source: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from retrieval_index.plain_text import visible
 from tga.evaluation.rates import Interval
 from tga.files import atomic_path
+from tga.terminal import literal
 
 ABSENT = "-"
+ACTIVE = re.compile(r"<(?=[A-Za-z/!?])|(?<=\])[(\[]")  # of Markdown: what begins a tag, and a link's place
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1b1f24; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
@@ -82,23 +86,23 @@ def print_tables(tables: Sequence[Table], notes: Sequence[str], console: Console
     """Tables and notes to the terminal."""
     console = console or Console()
     for table in tables:
-        shown = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left")
+        shown = RichTable(title=literal(table.title), box=box.SIMPLE_HEAD, title_justify="left")
         for column in table.columns:
-            shown.add_column(column, overflow="fold")
+            shown.add_column(literal(column), overflow="fold")
         for row in table.rows:
-            shown.add_row(*row)
+            shown.add_row(*map(literal, row))
         console.print(shown)
     for note in notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(literal(note))
 
 
 def markdown(title: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
     """Tables and notes as GitHub-flavoured Markdown."""
-    parts = [f"# {title}", ""]
+    parts = [f"# {_markdown(title)}", ""]
     for table in tables:
-        parts += [f"## {table.title}", "", _markdown_row(table.columns), _markdown_row(["---"] * len(table.columns))]
-        parts += [_markdown_row(row) for row in table.rows] + [""]
-    parts += [f"- {note}" for note in notes]
+        rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+        parts += [f"## {_markdown(table.title)}", "", *map(_markdown_row, rows), ""]
+    parts += [f"- {_markdown(note)}" for note in notes]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -123,7 +127,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(_markdown(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _markdown(text: str) -> str:
+    """A text on one line of Markdown that makes no tag, link or picture: prompts and answers are other people's."""
+    return ACTIVE.sub(r"\\\g<0>", visible(text.replace("\n", " ")).replace("\\", "\\\\"))
 
 
 def _html_table(table: Table) -> str:

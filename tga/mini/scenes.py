@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from retrieval_index.picture_files import opened, read_rgb
 from tga.mini.lexicon import COLORS, Thing
 
 ASSETS = Path(__file__).parent / "assets"
@@ -62,8 +63,8 @@ def glyphs() -> dict[str, Image.Image]:
     """Name -> RGBA glyph of the packaged atlas."""
     about = json.loads((ASSETS / "glyphs.json").read_text())
     cell = about["cell"]
-    with Image.open(ASSETS / "glyphs.png") as opened:
-        atlas = opened.convert("RGBA")
+    with opened(ASSETS / "glyphs.png") as picture:
+        atlas = picture.convert("RGBA")
     return {
         name: atlas.crop((place["x"], place["y"], place["x"] + cell, place["y"] + cell))
         for name, place in about["glyphs"].items()
@@ -111,7 +112,7 @@ def draw(scene: Scene, rng: random.Random, style: Style = TRAIN) -> Image.Image:
     if style.jpeg_quality:
         buffer = io.BytesIO()
         finished.save(buffer, format="JPEG", quality=rng.randint(*style.jpeg_quality))
-        finished = Image.open(buffer).convert("RGB")
+        finished = read_rgb(buffer)
     return finished
 
 

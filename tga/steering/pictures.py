@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from retrieval_index.picture_files import read_rgb, reason
 from tga.errors import UserError
 
 PICTURES = ("blank", "noise", "mean", "own")
@@ -32,10 +33,11 @@ def mean_picture(paths: Iterable[Path], size: int) -> Image.Image:
     total, count = np.zeros((size, size, 3)), 0
     for path in paths:
         try:
-            with Image.open(path) as picture:
-                total += np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
-        except OSError as error:
-            raise UserError(f"A picture cannot be read ({error})", given=path, remedy="replace or remove it") from error
+            total += np.asarray(read_rgb(path).resize((size, size), Image.Resampling.BICUBIC))
+        except (OSError, Image.DecompressionBombError) as error:
+            raise UserError(
+                f"A picture cannot be read ({reason(error)})", given=path, remedy="replace or remove it"
+            ) from error
         count += 1
     if not count:
         raise UserError("There is no picture to take the mean of", remedy="steering.mean_of=FILE with pictures in it")

@@ -22,6 +22,7 @@ from torch import Tensor
 from tga.data.collate import Batch
 from tga.files import atomic_path
 from tga.resources import peak_rss_mib
+from tga.terminal import literal
 from tga.training.distributed import means, total
 from tga.training.throughput import Throughput
 
@@ -133,7 +134,7 @@ class ProgressBar(lightning.Callback):
             self._bar.update(self._task, completed=trainer.global_step, text=text)
             return
         line = f"step {trainer.global_step}/{self.total_steps}  {text}  {self._time_left(trainer.global_step)}"
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(literal(line), soft_wrap=True)
 
     def _time_left(self, step: int) -> str:
         """At the pace since this process started, `ETA 1:02:03`."""

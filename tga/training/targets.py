@@ -16,6 +16,7 @@ from tga.alignment.text_targets import TargetsIdentity, TextTargetStore, human_s
 from tga.alignment.token_weights import MEAN, SIF, token_weights_fingerprint
 from tga.data.collate import Collator
 from tga.data.sample import Sample
+from tga.terminal import literal
 from tga.training.spans import pool_texts
 from tga.vlm.families import Family, component
 from tga.vlm.fingerprint import weights_fingerprint
@@ -52,12 +53,11 @@ def stored_targets(
     store = TextTargetStore(directory, targets_identity(model, family, collator, layers, precision, dtype))
     missing = store.missing(collator.target_texts(samples))
     size, rows = store.identity.row_bytes, len(store) + len(missing)
-    console.print(
+    said = (
         f"Text targets: {rows:,} texts x {len(layers)} layers x {store.identity.width} in {dtype}, "
-        f"{human_size(rows * size)}, of which {human_size(len(store) * size)} are there: {store.directory}",
-        soft_wrap=True,
-        highlight=False,
+        f"{human_size(rows * size)}, of which {human_size(len(store) * size)} are there: {store.directory}"
     )
+    console.print(literal(said), soft_wrap=True)
     if not missing:
         return store
     store.require_space(len(missing))

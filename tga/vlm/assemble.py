@@ -35,7 +35,7 @@ from tga.vlm.parts import (
     load_tokenizer,
     load_vision_config,
 )
-from tga.vlm.pretrained import pretrained
+from tga.vlm.pretrained import pretrained, without_own_code
 
 
 def assemble_llava(
@@ -76,7 +76,8 @@ def assemble_llava(
         config = llava_config(
             language_model.config, vision.config, tokenizer, vision_feature_layer, vision_feature_select_strategy
         )
-        model = _join(config, language_model, vision, dtype, attn_implementation)
+        with without_own_code(llm, remedy="model.llm=PATH"):
+            model = _join(config, language_model, vision, dtype, attn_implementation)
     return model, llava_processor(tokenizer, image_processor, vision.config, vision_feature_select_strategy)
 
 

@@ -27,7 +27,7 @@ from tga.vlm.parts import (
     load_tokenizer,
     load_vision_config,
 )
-from tga.vlm.pretrained import pretrained
+from tga.vlm.pretrained import pretrained, without_own_code
 
 SET_LLM = "model.llm=PATH"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -55,7 +55,7 @@ def outline_llava(
     processor = llava_processor(tokenizer, load_image_processor(vision_tower), vision, vision_feature_select_strategy)
     require_weights(llm, remedy=SET_LLM)
     require_weights(vision_tower, remedy=SET_TOWER)
-    with torch.device("meta"):
+    with torch.device("meta"), without_own_code(llm, remedy=SET_LLM):
         model = LlavaForConditionalGeneration._from_config(config, dtype=dtype)
     check_decoder(component(model, family_of(model).language_model), llm)
     return model.eval(), processor
@@ -84,8 +84,8 @@ def outline_vlm(path: str, *, dtype: torch.dtype = torch.float32) -> tuple[PreTr
     remedy = "model.vlm=PATH"
     config, processor = load_config(path, remedy=remedy), load_processor(path, remedy=remedy)
     require_weights(path, remedy=remedy)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    with torch.device("meta"), without_own_code(path, remedy=remedy):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, trust_remote_code=False)
     return model.eval(), processor
 
 

@@ -1,4 +1,4 @@
-"""Loading what transformers keeps in a directory or on the hub: one message where that fails, and no bar of its own.
+"""Loading what transformers keeps in a directory or on the hub: one message where that fails, no bar of its own.
 
 transformers draws a bar for every set of weights that it puts into a model. Ours are loaded part by part, several
 models in a row, beside progress of our own; so that bar is hidden while we load. Bars of downloads stay.
@@ -15,20 +15,22 @@ import torch
 from transformers import AutoConfig
 from transformers.utils import logging
 
+from retrieval_index.model_code import ALLOWED_MODELS, ModelCodeError, own_code_refused
 from tga.errors import UserError
 
 WEIGHTS_BAR = "Loading weights"
 
 
 def pretrained(loader: Any, path: str, *, remedy: str, **arguments: Any) -> Any:
-    """`loader.from_pretrained(path, **arguments)`.
+    """`loader.from_pretrained(path, **arguments)`, without code that comes with the model.
 
     Raises:
-        UserError: it cannot be loaded from there; `remedy` says which setting names the path.
+        UserError: it cannot be loaded from there, or only with code of its own; `remedy` says which setting names the
+            path.
     """
     try:
-        with without_weights_bar():
-            return loader.from_pretrained(path, **arguments)
+        with without_weights_bar(), without_own_code(path, remedy=remedy):
+            return loader.from_pretrained(path, trust_remote_code=False, **arguments)
     except (OSError, ValueError) as error:
         # A path that is no hub id either: what transformers says of it speaks of the form of hub ids.
         no_directory = not Path(path).exists() and (Path(path).is_absolute() or path.count("/") > 1)
@@ -39,6 +41,20 @@ def pretrained(loader: Any, path: str, *, remedy: str, **arguments: Any) -> Any:
             allowed="a directory in the Hugging Face layout, or a hub id when the hub can be reached",
             remedy=remedy,
         ) from error
+
+
+@contextmanager
+def without_own_code(path: str, *, remedy: str) -> Iterator[None]:
+    """For a block that makes a model from a config: code that came with it is not run, and nobody is asked.
+
+    Raises:
+        UserError: it needs such code.
+    """
+    try:
+        with own_code_refused():
+            yield
+    except ModelCodeError as error:
+        raise UserError(str(error), given=path, allowed=ALLOWED_MODELS, remedy=remedy) from error
 
 
 def stored_dtype(path: str, *, remedy: str) -> torch.dtype:

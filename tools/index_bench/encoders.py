@@ -113,7 +113,7 @@ def sentence_model(directory: Path) -> Path:
         )
         BertModel(config).save_pretrained(directory / "bert")
         fast.save_pretrained(directory / "bert")
-        SentenceTransformer(str(directory / "bert"), device="cpu").save(str(path))
+        SentenceTransformer(str(directory / "bert"), device="cpu", trust_remote_code=False).save(str(path))
     return path
 
 
@@ -121,7 +121,7 @@ def sentences(directory: Path, turns: int, scale: float) -> dict[str, float]:
     """Captions per second against `SentenceTransformer.encode`."""
     path = sentence_model(directory)
     encoder = SentenceEncoder(str(path), None)
-    library = SentenceTransformer(str(path), device="cpu")
+    library = SentenceTransformer(str(path), device="cpu", trust_remote_code=False)
     texts = captions(max(BATCH, int(SENTENCES * scale)))
 
     def plainly() -> np.ndarray:
