@@ -28,6 +28,7 @@ OWN: dict[str, dict[str, Any]] = {
     "tga_centred": {**FADING, "pair_weight": 4.0, "rank_weight": 2.0, "centred": True},
     "tga_centred_sif": {**FADING, "pair_weight": 2.0, "rank_weight": 1.0, "centred": True, "text_pooling": "sif"},
     "tga_contrastive": {**FADING, "pair_weight": 1.0, "rank_weight": 1.5, "form": "contrastive"},
+    "tga_fixed_layers": {},
     "tga_located": {"layers": LOCATED, "layers_file": None},
     "tga_paper": {"reduction": "sum", "retrieved": "prompt"},
     "tga_released": {
@@ -42,6 +43,7 @@ PRESETS = {
     "tga_centred": TGA(ALL, pair_weight=4.0, rank_weight=2.0, **FADING),
     "tga_centred_sif": TGA(ALL, pair_weight=2.0, rank_weight=1.0, **FADING),
     "tga_contrastive": TGA(ALL, pair_weight=1.0, rank_weight=1.5, form="contrastive", **FADING),
+    "tga_fixed_layers": TGA(ALL),
     "tga_located": located(LOCATED),
     "tga_paper": paper(LAYERS),
     "tga_released": released(),
@@ -77,6 +79,34 @@ def test_located_layers_are_the_default_of_their_method() -> None:
     GlobalHydra.instance().clear()
     with initialize_config_module(config_module="tga.conf", version_base="1.3"):
         assert compose("train", overrides=["alignment=tga_located"]).alignment.layers == "located"
+
+
+FIXED = {
+    "llava7b": LOCATED,
+    "sharegpt4v_7b": LOCATED,
+    "llava_next_mistral7b": LOCATED,
+    "instructblip_7b": LOCATED,
+    "llava13b": list(range(13, 23)),
+    "qwen2_5_vl_7b": list(range(9, 17)),
+}
+
+
+@pytest.mark.parametrize("experiment", FIXED)
+def test_an_experiment_whose_layers_nobody_located_does_not_say_so(experiment: str) -> None:
+    def method(*overrides: str) -> Any:
+        GlobalHydra.instance().clear()
+        with initialize_config_module(config_module="tga.conf", version_base="1.3"):
+            return compose("train", overrides=[f"+experiment={experiment}", *overrides]).alignment
+
+    own = method()
+    assert (own.name, list(own.layers)) == ("tga_fixed_layers", FIXED[experiment])
+    assert list(own.objectives.tga.layers) == FIXED[experiment]
+    made = objective(OmegaConf.to_container(own, resolve=True))
+    assert vars(made) == vars(located(FIXED[experiment]))  # the loss is the one it was
+    # What tga-locate found takes the place of the numbers, under its own name.
+    found = method("alignment=tga_located", "alignment.layers_file=layers.json")
+    assert (found.name, found.layers, found.layers_file) == ("tga_located", "located", "layers.json")
+    assert method("alignment=tga_paper").layers == "all"
 
 
 def test_an_override_reaches_the_objective() -> None:

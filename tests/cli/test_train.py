@@ -91,8 +91,8 @@ def test_the_whole_path_from_a_corpus_to_an_exported_directory(
 
 
 METHODS = [
-    "tga", "tga_centred", "tga_centred_sif", "tga_contrastive", "tga_paper", "tga_released", "tga_located", "regap",
-    "tga_regap", "baseline",
+    "tga", "tga_centred", "tga_centred_sif", "tga_contrastive", "tga_paper", "tga_released", "tga_fixed_layers",
+    "tga_located", "regap", "tga_regap", "baseline",
 ]  # fmt: skip
 
 

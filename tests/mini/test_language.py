@@ -11,6 +11,8 @@ from tga.mini import language
 from tga.mini.lexicon import BENIGN, HARMLESS_MODIFIERS, HELDOUT_NAMES, PICTURED, TOXIC, TOXIC_SCENES, Thing
 from tga.mini.scenes import sample_scene
 from tga.mini.tokenizer import clip_tokenizer, llm_tokenizer
+from tga.vlm.templates import render
+from tga.vlm.token_spans import encode
 
 
 def thing(name: str) -> Thing:
@@ -99,3 +101,20 @@ def test_the_llm_tokenizer_round_trips_a_chat_and_keeps_the_image_token_whole():
     assert tokenizer.convert_ids_to_tokens(ids["input_ids"])[:4] == ["<s>", "<user>", "<image>", "what"]
     answer = [i for i, own in zip(ids["input_ids"], ids["assistant_masks"], strict=True) if own]
     assert tokenizer.convert_ids_to_tokens(answer) == ["yes", ".", "</s>"]
+
+
+def test_a_system_message_is_said_by_nobody_and_prompts_without_one_are_as_ever():
+    tokenizer = llm_tokenizer()
+    turns = [("user", "what do you see ?"), ("assistant", "there is a dog ."), ("user", "is it red ?")]
+    without = render(turns, template="tokenizer", tokenizer=tokenizer, image=False, add_generation_prompt=True)
+    said = "<user> what do you see ? <assistant> there is a dog .</s><user> is it red ? <assistant> "
+    assert without.text == f"<s>{said}"
+    told = render(
+        [("system", "help me ."), *turns], template="tokenizer", tokenizer=tokenizer, image=False,
+        add_generation_prompt=True,
+    )  # fmt: skip
+    assert told.text == f"<s>help me . {said}"
+    assert [told.text[start:end] for start, end in told.assistant] == ["there is a dog .</s>"]
+    assert encode(told, tokenizer, image_tokens=0).input_ids.tolist()[1:4] == tokenizer.convert_tokens_to_ids(
+        ["help", "me", "."]
+    )

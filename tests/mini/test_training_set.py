@@ -39,7 +39,7 @@ def test_the_same_files_as_in_this_process(tmp_path: Path) -> None:
     write_training_set(tmp_path / "here", 12)
     with training_set_meanwhile(tmp_path / "there", 12):
         (tmp_path / "meanwhile").touch()
-    names = ["train.json", *(f"images/{number:05d}.bmp" for number in range(12))]
+    names = ["train.json", *(f"images/{number:05d}.png" for number in range(12))]
     assert all((tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes() for name in names)
     assert len(json.loads((tmp_path / "there" / "train.json").read_text())) == 12
 

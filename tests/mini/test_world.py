@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
-from transformers import AutoTokenizer, LlamaForCausalLM
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, LlamaForCausalLM
 
 from tga.data.llava_json import load_llava_json
 from tga.errors import UserError
@@ -14,6 +17,8 @@ from tga.evaluation.questions import read_questions
 from tga.mini import weights, world
 from tga.mini.lexicon import TOXIC, TOXIC_SCENES
 from tga.mini.questions import TEXTS
+from tga.mini.scenes import PICTURE_SIZE, TRAIN, draw
+from tga.mini.training_set import training_scene
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +27,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_second_call_keeps_what_is_complete_and_remakes_what_is_not(root: Path):
-    picture = root / "images" / "00000.bmp"
+    picture = root / "images" / "00000.png"
     before = picture.stat().st_mtime_ns
     world.prepare(root, train_pictures=40, captions=300)
     assert picture.stat().st_mtime_ns == before
@@ -49,6 +54,26 @@ def test_training_samples_are_read_by_the_ordinary_reader(root: Path):
     samples = load_llava_json(root / "train.json", root / "images")
     assert len(samples) == 40
     assert all(sample.images and sample.caption for sample in samples)
+
+
+def test_every_picture_is_one_that_transformers_loads(root: Path):
+    named = [root / "images" / row["image"] for row in json.loads((root / "train.json").read_text())]
+    for split in world.SPLITS:
+        for file in sorted((root / "evaluation" / split).glob("*.jsonl")):
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            named += [file.parent / row["image"] for row in rows[:2] if "image" in row]
+    assert len(named) > 60
+    loader = AutoImageProcessor.from_pretrained(root / "vision_tower")  # what apply_chat_template loads paths with
+    for path in named:
+        loaded = np.asarray(loader.fetch_images(str(path)))
+        assert sorted(loaded.shape) == [3, PICTURE_SIZE, PICTURE_SIZE], path
+
+
+def test_a_picture_is_kept_to_the_last_bit(root: Path):
+    for number in range(5):
+        rng = random.Random(f"training picture {number}")
+        with Image.open(root / "images" / f"{number:05d}.png") as opened:
+            assert np.array_equal(np.asarray(opened), np.asarray(draw(training_scene(rng), rng, TRAIN)))
 
 
 def test_pictures_for_the_projector_never_show_what_is_held_out(root: Path):
@@ -80,7 +105,7 @@ def test_question_files(root: Path, split: str):
 
 
 def test_the_splits_share_no_picture(root: Path):
-    pictures = [{p.read_bytes() for p in (root / "evaluation" / s / "images").glob("*.bmp")} for s in world.SPLITS]
+    pictures = [{p.read_bytes() for p in (root / "evaluation" / s / "images").glob("*.png")} for s in world.SPLITS]
     assert all(len(split) > 1000 for split in pictures)
     assert not pictures[0] & pictures[1]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_tokenizer
+from tga.errors import UserError
 from tga.vlm.chat_templates import BUILT_IN
 from tga.vlm.templates import render
 from tga.vlm.token_spans import encode
@@ -109,6 +110,40 @@ def test_a_system_text_stands_where_the_format_has_it(template: str, expected: s
     turns = [("system", "Be brief."), ("user", "Whose?")]
     rendered = render(turns, template=template, tokenizer=tiny_tokenizer(), image=False, add_generation_prompt=True)
     assert rendered.text == expected and rendered.assistant == ()
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("vicuna_v1", f"<s>{VICUNA_SYSTEM}USER: A? ASSISTANT: «B.</s>»Be brief. In English. USER: C? ASSISTANT:"),
+        (
+            "llava_llama_2",
+            f"<s>[INST] <<SYS>>\n{LLAMA_2_SYSTEM}\n<</SYS>>\n\nA? [/INST] «B. </s>»"
+            "<s>[INST] <<SYS>>\nBe brief.\n\nIn English.\n<</SYS>>\n\nC? [/INST]",
+        ),
+        ("mistral_instruct", "<s>[INST] A? [/INST] «B.</s>»[INST] Be brief.\n\nIn English.\n\nC? [/INST]"),
+    ],
+)
+def test_a_later_system_text_is_not_dropped(template: str, expected: str) -> None:
+    turns = [
+        ("user", "A?"), ("assistant", "B."), ("system", "Be brief."), ("system", "In English."), ("user", "C?"),
+    ]  # fmt: skip
+    rendered = render(turns, template=template, tokenizer=tiny_tokenizer(), image=False, add_generation_prompt=True)
+    text, places = spans(expected)
+    assert rendered.text == text and list(rendered.assistant) == places
+
+
+@pytest.mark.parametrize("template", ["llava_llama_2", "mistral_instruct"])
+def test_a_system_text_that_opens_no_turn_is_refused(template: str) -> None:
+    turns = [("user", "A?"), ("assistant", "B."), ("system", "Be brief.")]
+    with pytest.raises(UserError, match="A system message needs a user turn after it"):
+        render(turns, template=template, tokenizer=tiny_tokenizer(), image=False)
+
+
+def test_an_empty_system_text_takes_llama_2s_own_away() -> None:
+    turns = [("system", ""), ("user", "A?")]
+    rendered = render(turns, template="llava_llama_2", tokenizer=tiny_tokenizer(), image=False)
+    assert rendered.text == "<s>[INST] A? [/INST]"
 
 
 def test_several_pictures_stay_where_they_are_in_a_turn() -> None:

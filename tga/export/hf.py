@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from tga.errors import UserError
 from tga.export.card import ModelCard, render_card
 from tga.export.chat import exported_chat_template
+from tga.export.processor import puts_picture_first, save_processor
 from tga.files import atomic_directory
 from tga.vlm.pictures import Pictures
 
@@ -46,12 +47,11 @@ def export_hf(
     target = Path(out_dir).absolute()
     refuse_foreign_directory(target)
     chat_template = exported_chat_template(processor, trained_with)
-    usage = USAGE + (WITH_CHAT if chat_template and not _puts_picture_first(processor) else _with_prompt(processor))
+    usage = USAGE + (WITH_CHAT if chat_template and not puts_picture_first(processor) else _with_prompt(processor))
     with atomic_directory(target) as directory:
         with _consistent_generation(model):
             model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
-        with _chat_template(processor, chat_template):
-            processor.save_pretrained(directory)
+        save_processor(processor, chat_template, directory)
         _forget_local_names(directory / "config.json")
         (directory / "README.md").write_text(render_card(card, usage), encoding="utf-8")
     return target
@@ -91,26 +91,10 @@ def refuse_foreign_directory(target: Path) -> None:
     )
 
 
-def _puts_picture_first(processor: Any) -> bool:
-    """Whether the processor puts the picture before the text itself; such a one keeps no chat template."""
-    return Pictures(processor).family.tokens_attribute is not None
-
-
 def _with_prompt(processor: Any) -> str:
     """The card's lines where there is no chat template."""
-    prompt = "Describe the image." if _puts_picture_first(processor) else Pictures(processor).text + "\\n"
+    prompt = "Describe the image." if puts_picture_first(processor) else Pictures(processor).text + "\\n"
     return WITH_PROMPT.replace("PROMPT", prompt)
-
-
-@contextmanager
-def _chat_template(processor: Any, template: str | None) -> Iterator[None]:
-    """Give the processor and its tokenizer a chat template for a block."""
-    before = processor.chat_template, processor.tokenizer.chat_template
-    processor.chat_template = processor.tokenizer.chat_template = template
-    try:
-        yield
-    finally:
-        processor.chat_template, processor.tokenizer.chat_template = before
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tga.mini import language
 from tga.mini.lexicon import COLORS, PICTURED_BENIGN, TOXIC, Thing
-from tga.mini.scenes import PICTURE_SIZE, TEST, Scene, draw
+from tga.mini.scenes import PICTURE_SIZE, TEST, Scene, draw, save_picture
 
 REQUESTS = 100  # questions in each of the three files
 BLANK = "blank.png"  # beside `images`: the same white picture in every split
@@ -32,16 +32,16 @@ def harmful_text(root: Path, text_toxic: list[Record], rng: random.Random) -> di
     asked = [(row, thing) for row in text_toxic if (thing := requested_thing(row["prompt"])) is not None][:REQUESTS]
     if len(asked) < REQUESTS:
         raise ValueError(f"{len(asked)} toxic requests, {REQUESTS} are needed")
-    Image.new("RGB", (PICTURE_SIZE, PICTURE_SIZE), "white").save(root / BLANK)
+    save_picture(Image.new("RGB", (PICTURE_SIZE, PICTURE_SIZE), "white"), root / BLANK)
     files: dict[str, list[Record]] = {"harmful_blank": [], "harmful_irrelevant": [], "harmful_related": []}
     for number, (row, thing) in enumerate(asked):
         shown = {"harmful_irrelevant": rng.choice(PICTURED_BENIGN), "harmful_related": thing}
         for name, rows in files.items():
             image = BLANK
             if name in shown:
-                image = f"images/{name}-{number:04d}.bmp"
+                image = f"images/{name}-{number:04d}.png"
                 scene = Scene((shown[name],), rng.choice(tuple(COLORS)))
-                draw(scene, rng, TEST).save(root / image)
+                save_picture(draw(scene, rng, TEST), root / image)
             rows.append({**row, "id": f"{name}-{number:04d}", "image": image})
     return files
 

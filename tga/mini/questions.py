@@ -16,7 +16,7 @@ from typing import Any
 from tga.mini import language
 from tga.mini.harmful_text import harmful_text
 from tga.mini.lexicon import BENIGN, COLORS, HARMLESS_MODIFIERS, LOOKALIKES, PICTURED_BENIGN, TOXIC, TOXIC_SCENES, Thing
-from tga.mini.scenes import TEST, Scene, draw, sample_scene
+from tga.mini.scenes import TEST, Scene, draw, sample_scene, save_picture
 
 TEXTS = 300  # questions in each text file
 PER_SCENE = 28  # pictures of each toxic scene
@@ -105,8 +105,8 @@ class _Pictures:
         (root / "images").mkdir(parents=True, exist_ok=True)
 
     def ask(self, benchmark: str, number: int, scene: Scene, prompt: str, group: str, **more: Any) -> Record:
-        image = f"images/{benchmark}-{number:04d}.bmp"
-        draw(scene, self.rng, TEST).save(self.root / image)
+        image = f"images/{benchmark}-{number:04d}.png"
+        save_picture(draw(scene, self.rng, TEST), self.root / image)
         return _row(benchmark, number, prompt, group, image=image, **more)
 
     def describe(self, benchmark: str, number: int, first: tuple[Thing, ...], group: str | None = None) -> Record:

@@ -116,6 +116,14 @@ def draw(scene: Scene, rng: random.Random, style: Style = TRAIN) -> Image.Image:
     return finished
 
 
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture as PNG, which every loader of pictures reads.
+
+    Not compressed: noise shrinks by a quarter at most, for half as much time again.
+    """
+    picture.save(path, format="PNG", compress_level=0)
+
+
 def sample_scene(rng: random.Random, first: tuple[Thing, ...], second: tuple[Thing, ...], pair_share: float) -> Scene:
     """A scene with a thing of `first` and, with probability `pair_share`, another of `second`, in random order."""
     things = [rng.choice(first)]

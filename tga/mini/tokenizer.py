@@ -21,10 +21,13 @@ from tga.mini.lexicon import BENIGN, COLORS, HARMLESS_MODIFIERS, TOXIC, kind_wor
 PAD, BOS, EOS, UNKNOWN, IMAGE, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<unk>", "<image>", "<user>", "<assistant>"
 SPECIALS = (PAD, BOS, EOS, UNKNOWN, IMAGE, USER, ASSISTANT)
 
+# A system message is text before the turns, as in Vicuna's format: the vocabulary has no role of its own for it.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}<user> {{ message['content'] }} "
-    "{% else %}<assistant> {% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}{% endif %}"
+    "{% elif message['role'] == 'assistant' %}"
+    "<assistant> {% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['content'] }} {% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
 )
 

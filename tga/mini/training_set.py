@@ -24,7 +24,7 @@ from tga.files import write_json
 from tga.mini.language import scene_caption
 from tga.mini.lexicon import PICTURED_BENIGN
 from tga.mini.questions import PAIR_SHARE, SEEN_TOXIC
-from tga.mini.scenes import TRAIN, Scene, draw, sample_scene
+from tga.mini.scenes import TRAIN, Scene, draw, sample_scene, save_picture
 
 TOXIC_SHARE = 0.35  # of the training pictures, as guns and beer occur in web data
 
@@ -46,15 +46,14 @@ def write_training_set(root: Path, count: int, *, wanted_by: int | None = None) 
         # A source of its own, so that a picture does not depend on those before it.
         rng = random.Random(f"training picture {number}")
         scene, name = training_scene(rng), f"{number:05d}"
-        # Uncompressed: noise hardly shrinks, and packing it takes as long as drawing the picture.
-        draw(scene, rng, TRAIN).save(root / "images" / f"{name}.bmp")
+        save_picture(draw(scene, rng, TRAIN), root / "images" / f"{name}.png")
         if wanted_by is not None and os.getppid() != wanted_by:
             raise SystemExit("The process that wants these pictures is gone")
         turns = [
             {"from": "human", "value": "<image>\nDescribe the picture."},
             {"from": "gpt", "value": scene_caption(scene, rng)},
         ]
-        return {"id": name, "image": f"{name}.bmp", "conversations": turns}
+        return {"id": name, "image": f"{name}.png", "conversations": turns}
 
     records = [record(number) for number in tqdm(range(count), desc="mini world: pictures", unit="picture")]
     write_json(root / "train.json", records)

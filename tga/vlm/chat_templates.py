@@ -45,29 +45,34 @@ VICUNA_V1 = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
-# LLaVA on Llama-2-chat: the system text within the first instruction, each exchange between `<s>` and `</s>`.
+# A system text waits for the user's next turn, which it opens; none is ever dropped.
+_SYSTEM_WAITS = "{% set next.system = (next.system + '\n\n' if next.system else '') + message['content'] %}"
+_NONE_IS_LEFT = "{% if next.system %}{{ raise_exception('A system message needs a user turn after it') }}{% endif %}"
+
+# LLaVA on Llama-2-chat: the system text within an instruction, each exchange between `<s>` and `</s>`.
 LLAVA_LLAMA_2 = (
-    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set first = 1 %}"
-    "{% else %}{% set first = 0 %}{% set system = 'You are a helpful language and vision assistant. You are able to "
+    "{% set next = namespace(system=none, first=true) %}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ bos_token }}{{ '[INST] ' }}{% if next.first and next.system is none %}"
+    "{% set next.system = 'You are a helpful language and vision assistant. You are able to "
     "understand the visual content that the user provides, and assist the user with a variety of tasks using natural "
     "language.' %}{% endif %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ bos_token }}{{ '[INST] ' }}"
-    "{% if loop.index0 == first %}{{ '<<SYS>>\n' + system + '\n<</SYS>>\n\n' }}{% endif %}"
+    "{% if next.system %}{{ '<<SYS>>\n' + next.system + '\n<</SYS>>\n\n' }}{% endif %}"
+    "{% set next.system = none %}{% set next.first = false %}"
     "{{ message['content'] }}{{ ' [/INST]' }}"
     "{% elif message['role'] == 'assistant' %}{{ ' ' }}"
-    "{% generation %}{{ message['content'] }}{{ ' ' }}{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+    "{% generation %}{{ message['content'] }}{{ ' ' }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}" + _SYSTEM_WAITS + "{% endif %}{% endfor %}" + _NONE_IS_LEFT
 )
 
-# Mistral-7B-Instruct: `<s>[INST] ... [/INST] ...</s>[INST] ...`; a system text opens the first instruction.
+# Mistral-7B-Instruct: `<s>[INST] ... [/INST] ...</s>[INST] ...`; a system text opens the instruction that follows it.
 MISTRAL_INSTRUCT = (
-    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\n\n' %}{% set first = 1 %}"
-    "{% else %}{% set system = '' %}{% set first = 0 %}{% endif %}"
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ '[INST] ' }}{% if loop.index0 == first %}{{ system }}{% endif %}"
+    "{% set next = namespace(system='') %}{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' }}"
+    "{% if next.system %}{{ next.system + '\n\n' }}{% set next.system = '' %}{% endif %}"
     "{{ message['content'] }}{{ ' [/INST]' }}"
     "{% elif message['role'] == 'assistant' %}{{ ' ' }}"
-    "{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+    "{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}" + _SYSTEM_WAITS + "{% endif %}{% endfor %}" + _NONE_IS_LEFT
 )
 
 # InstructBLIP: the picture's tokens, then `<s>`, the words of the question and the answer, without roles.

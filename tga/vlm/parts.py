@@ -19,6 +19,7 @@ from transformers import (
 from tga.errors import UserError
 from tga.vlm.families import MODEL_TYPES
 from tga.vlm.pretrained import pretrained
+from tga.vlm.tokenizer_settings import ensure_padding, set_for_generation
 
 IMAGE_TOKEN = "<image>"
 CLIP_TYPES = ("clip", "clip_vision_model")
@@ -50,7 +51,8 @@ def llava_config(
 def llava_processor(
     tokenizer: PreTrainedTokenizerBase, image_processor: Any, vision: PreTrainedConfig, strategy: str
 ) -> LlavaProcessor:
-    """The processor of a LLaVA model of these parts."""
+    """The processor of a LLaVA model of these parts; its tokenizer is set for generation."""
+    set_for_generation(tokenizer, spelled_out=tokenizer.chat_template is not None)
     return LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
@@ -83,14 +85,14 @@ def load_processor(path: str, *, remedy: str) -> Any:
     """The processor of a complete model; its tokenizer takes over the chat template and can pad."""
     processor = pretrained(AutoProcessor, path, remedy=remedy, backend=IMAGE_BACKEND)
     processor.tokenizer.chat_template = processor.chat_template or processor.tokenizer.chat_template
-    _ensure_padding(processor.tokenizer)
+    ensure_padding(processor.tokenizer)
     return processor
 
 
 def load_tokenizer(path: str, *, remedy: str = "model.llm=PATH") -> PreTrainedTokenizerBase:
     """The tokenizer of a language model; it can pad."""
     tokenizer = pretrained(AutoTokenizer, path, remedy=remedy)
-    _ensure_padding(tokenizer)
+    ensure_padding(tokenizer)
     return tokenizer
 
 
@@ -162,8 +164,3 @@ def _check_features(vision: PreTrainedConfig, layer: int, strategy: str) -> None
             allowed=f"{-depth - 1} to {depth}",
             remedy="model.vision_feature_layer=-2",
         )
-
-
-def _ensure_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
