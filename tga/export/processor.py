@@ -23,8 +23,7 @@ def save_processor(processor: Any, chat_template: str | None, directory: Path) -
     spelled_out = chat_template is not None and not puts_picture_first(processor)
     set_for_generation(saved.tokenizer, spelled_out=spelled_out)
     saved.save_pretrained(directory)
-    if spelled_out:
-        _add_no_special_tokens_elsewhere(directory / "tokenizer_config.json")
+    _for_other_readers(directory / "tokenizer_config.json", spelled_out=spelled_out)
 
 
 def puts_picture_first(processor: Any) -> bool:
@@ -32,10 +31,13 @@ def puts_picture_first(processor: Any) -> bool:
     return Pictures(processor).family.tokens_attribute is not None
 
 
-def _add_no_special_tokens_elsewhere(file: Path) -> None:
-    """Say in these keys too what tokenizer.json says: transformers 4 and converters to GGUF read them.
-
-    transformers 5 neither writes nor reads them beside a tokenizer.json.
-    """
-    config = json.loads(file.read_text(encoding="utf-8")) | {"add_bos_token": False, "add_eos_token": False}
+def _for_other_readers(file: Path, *, spelled_out: bool) -> None:
+    """Write tokenizer_config.json so that transformers 4 and converters to GGUF read it as transformers 5 does."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":  # the name of this class in transformers 5 alone
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):  # transformers 4 has names for them there
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    if spelled_out:  # they read these keys instead of tokenizer.json
+        config |= {"add_bos_token": False, "add_eos_token": False}
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
