@@ -31,7 +31,8 @@ SENTENCES = [
 ]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + ' ' }}"
+    "{% elif message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
     "{% elif message['role'] == 'assistant' %}ASSISTANT: "
     "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
     "{% endif %}{% endfor %}"

@@ -92,6 +92,15 @@ def test_a_template_that_alters_the_text_is_refused() -> None:
         render(TURNS, template="tokenizer", tokenizer=tokenizer, image=True)
 
 
+def test_a_template_that_drops_the_system_text_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] + ' ' }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(UserError, match="drops or alters the text.*turns of system, user"):
+        render([("system", "Be brief."), ("user", "Hi.")], template="tokenizer", tokenizer=tokenizer, image=False)
+
+
 def test_a_template_that_raises_is_one_message() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"

@@ -111,7 +111,14 @@ def render(
     if chat.picture_first:
         messages = [_Message(m.role, tuple(part for part in m.parts if part is not None)) for m in messages]
     expected = 0 if chat.picture_first else pictures
+    problem = UserError(
+        "The chat template drops or alters the text of a turn, so its tokens cannot be told apart",
+        given=f"template {template!r}, turns of {', '.join(dict.fromkeys(message.role for message in messages))}",
+        allowed="a template that repeats each turn unchanged",
+        remedy="data.template=vicuna_v1",
+    )
     refusals: list[UserError] = []
+    rendered = False
     marked = ""
     generated: list[tuple[int, int]] = []
     for content in _forms(messages, template, picture, bool(expected)):
@@ -120,17 +127,11 @@ def render(
         except UserError as refusal:  # it may take the next form
             refusals.append(refusal)
             continue
+        rendered = True
         if _complete(marked, messages) and marked.count(image_token) == expected and _in_order(marked, image_token):
             break
     else:
-        if refusals:
-            raise refusals[-1]
-        raise UserError(
-            "The chat template drops or alters the text of a turn, so its tokens cannot be told apart",
-            given=f"template {template!r}",
-            allowed="a template that repeats each turn unchanged",
-            remedy="data.template=vicuna_v1",
-        )
+        raise problem if rendered else refusals[-1]
     spans = generated or _spans_with_end(marked, tokenizer)
     places = _spans(marked, _RETRIEVED)
     head = picture * pictures if chat.picture_first else ""
