@@ -230,3 +230,23 @@ def test_two_processes_have_one_alpha(tmp_path: Path) -> None:
         lm_mean = 0.98 * lm_mean + 0.02 * np.mean([1.0 + rank for rank in ranks])
         gap_mean = 0.98 * gap_mean + 0.02 * np.mean(gaps)
     assert alphas == pytest.approx([lm_mean / gap_mean] * 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(("pairing", "squared"), KINDS)
+def test_a_common_offset_costs_float32_few_digits(pairing: str, squared: bool) -> None:
+    """States of a language model share a large component, a gap of 0.1 at an offset of 1000 came out negative."""
+    generator = torch.Generator().manual_seed(0)
+    image, caption = (0.1 * torch.randn(3, n, 16, generator=generator, dtype=torch.float64) + 1000 for n in (5, 4))
+    masks = torch.ones(3, 5, dtype=torch.bool), torch.ones(3, 4, dtype=torch.bool)
+    masks[0][1, 3:], masks[1][2, 2:] = False, False
+    gap = {"pairwise": pairwise, "mean_to_mean": mean_to_mean}[pairing]
+    exact = []
+    for row in range(3):
+        v, t = image[row][masks[0][row]], caption[row][masks[1][row]]
+        pairs = torch.cdist(v, t) if pairing == "pairwise" else (v.mean(dim=0) - t.mean(dim=0)).norm()
+        exact.append((pairs**2 if squared else pairs).mean())
+    single = [states.float().double() for states in (image, caption)]  # rounding the states is not the gap's doing
+    rounded = [pack_tokens(states.float(), mask) for states, mask in zip(single, masks, strict=True)]
+    found = gap(TokenSpans(*rounded[0], *rounded[1]), squared=squared)
+    torch.testing.assert_close(found.double(), torch.stack(exact), rtol=5e-3, atol=1e-3)
+    assert (found > 0).all()

@@ -158,3 +158,25 @@ def test_perfect_alignment_reaches_the_minimum() -> None:
 def test_mistakes_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         TGA(**{"layers": (1,), **arguments})
+
+
+@pytest.mark.parametrize("size", [1e-9, 3e-5, 1.0, 1e9])
+def test_a_cosine_does_not_depend_on_the_length_of_its_vectors(size: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    a, b = (torch.randn(2, 5, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    exact = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+    torch.testing.assert_close(cosine((a * size).float(), (b * size).float()).double(), exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["log", "exp", "contrastive"])
+def test_a_state_of_zero_has_a_cosine_and_a_gradient_of_zero(form: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    image, caption, retrieved = (torch.randn(1, 3, 4, generator=generator) for _ in range(3))
+    image[:, 0] = 0
+    image.requires_grad_()
+    present = torch.ones(3, dtype=torch.bool)
+    spans = Spans((0,), image, caption, retrieved, present, present)
+    sum(TGA((0,), form=form).losses(spans, 0.0).values(), torch.zeros(())).backward()
+    assert torch.equal(image.grad[:, 0], torch.zeros(1, 4))
+    assert torch.isfinite(image.grad).all() and (image.grad[:, 1:] != 0).any()
+    assert cosine(image, caption)[0, 0] == 0

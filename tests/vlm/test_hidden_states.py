@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.tiny import tiny_llava, tiny_picture
+from tests.tiny_families import FAMILIES, made
 from tga.errors import UserError
-from tga.vlm.families import family_of
+from tga.vlm.families import component, family_of, num_layers
 from tga.vlm.hidden_states import capture_hidden_states, multimodal_hidden_states, text_hidden_states
 
 
@@ -150,3 +153,24 @@ def test_layers_that_return_a_tuple_are_read() -> None:
         model.model.language_model.layers[0] = _TupleLayer(model.model.language_model.layers[0])
         states = text_hidden_states(model, family, ids, torch.ones_like(ids), [1])
     torch.testing.assert_close(states[1], expected[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_are_read_without_dropout_of_any_kind(family: str) -> None:
+    """In train mode two readings are equal, though attention drops half; and the mode of every part comes back."""
+    model, processor = copy.deepcopy(made(family))
+    language_model = component(model, family_of(model).language_model)
+    for part in language_model.modules():
+        if hasattr(part, "attention_dropout"):
+            part.attention_dropout = 0.5
+    model.train()
+    component(model, family_of(model).decoder_layers)[1].eval()
+    modes = {name: part.training for name, part in model.named_modules()}
+    ids = processor.tokenizer("a red car stands", return_tensors="pt", add_special_tokens=False).input_ids
+    layers = range(1, num_layers(model, family_of(model)) + 1)
+    first, second = (text_hidden_states(model, family_of(model), ids, torch.ones_like(ids), layers) for _ in range(2))
+    for layer in layers:
+        torch.testing.assert_close(first[layer], second[layer], rtol=0, atol=0)
+    assert {name: part.training for name, part in model.named_modules()} == modes
+    dropped = [language_model(input_ids=ids, use_cache=False).last_hidden_state for _ in range(2)]
+    assert not torch.equal(*dropped)  # the student's own forward still drops

@@ -173,19 +173,18 @@ def pairwise(tokens: TokenSpans, *, squared: bool) -> Tensor:
     """Mean distance over all pairs of an image token and a caption token, `[batch]`, or of the squared distances.
 
     The distances take memory of `[batch, image tokens, caption tokens]`, never times the width. Squared, they need
-    no pairs at all: mean ||v - t||^2 = mean ||v||^2 + mean ||t||^2 - 2 mean(v) . mean(t).
+    no pairs at all: with c = mean(t), mean ||v - t||^2 = mean ||v - c||^2 + mean ||t - c||^2.
     """
-    if squared:
-        product = (_mean(tokens.image, tokens.image_mask) * _mean(tokens.caption, tokens.caption_mask)).sum(dim=-1)
-        squares = [
-            _mean(states.square().sum(dim=-1, keepdim=True), mask).squeeze(-1)
-            for states, mask in ((tokens.image, tokens.image_mask), (tokens.caption, tokens.caption_mask))
-        ]
-        return squares[0] + squares[1] - 2 * product
-    # By matrix product: the other mode of cdist keeps all differences for its backward pass on a GPU. It loses digits
-    # where vectors are long beside their distance, so both sides are moved to the captions' mean first.
+    # Both ways lose digits where vectors are long beside their distance, so all are moved to the captions' mean first.
     origin = _mean(tokens.caption, tokens.caption_mask).unsqueeze(1)
     image, caption = tokens.image - origin, tokens.caption - origin
+    if squared:  # of the captions' deviations from their mean the mean is zero, and so is the product of means
+        squares = [
+            (states.square().sum(dim=-1) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+            for states, mask in ((image, tokens.image_mask), (caption, tokens.caption_mask))
+        ]
+        return squares[0] + squares[1]
+    # By matrix product: the other mode of cdist keeps all differences for its backward pass on a GPU.
     distances = torch.cdist(image, caption, compute_mode="use_mm_for_euclid_dist")
     both = tokens.image_mask.unsqueeze(2) & tokens.caption_mask.unsqueeze(1)
     kept = torch.where(both, distances, torch.zeros((), dtype=distances.dtype, device=distances.device))

@@ -40,6 +40,7 @@ REDUCTIONS = ("sum", "mean")
 FORMS = ("log", "exp", "contrastive")
 TARGETS = ("caption", "retrieved", "both")
 RELEASED_LAYERS = tuple(range(10, 19))
+SMALLEST_NORM = 1e-12  # of a state: its square is still a number in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,14 +183,27 @@ def info_nce(image: Tensor, text: Tensor, present: Tensor, group: Tensor | None,
     return torch.logsumexp(shares, dim=2) - shares.diagonal(dim1=1, dim2=2)
 
 
-def _unit(vectors: Tensor, eps: float = 1e-8) -> Tensor:
-    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=eps)
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine over the last dimension; 0 with a gradient of zero where a side is zero. Dtype of the inputs."""
+    return _where_nonzero((a * b).sum(dim=-1), _norms(a) * _norms(b))
 
 
-def cosine(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:
-    """Cosine over the last dimension; 0, with a finite gradient, where a side is zero. Dtype of the inputs."""
-    norms = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
-    return (a * b).sum(dim=-1) / norms.clamp(min=eps)
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors of length 1; a zero stays zero and has no gradient."""
+    return _where_nonzero(vectors, _norms(vectors).unsqueeze(-1))
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    """Lengths over the last dimension; one too small to divide by counts as zero, so that no gradient overflows."""
+    norms = torch.linalg.vector_norm(vectors, dim=-1)
+    return torch.where(norms > SMALLEST_NORM, norms, torch.zeros_like(norms))
+
+
+def _where_nonzero(dividend: Tensor, divisor: Tensor) -> Tensor:
+    """`dividend / divisor`, and a constant 0 where the divisor is 0."""
+    nonzero = divisor > 0
+    quotient = dividend / torch.where(nonzero, divisor, torch.ones_like(divisor))
+    return torch.where(nonzero, quotient, torch.zeros_like(quotient))
 
 
 def paper(num_layers: int) -> TGA:

@@ -46,15 +46,18 @@ def capture_hidden_states(model: nn.Module, family: Family, layers: Collection[i
 
 @contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
-    """Switch the dropout layers in a module off for a block; everything else stays in the mode it is in."""
-    dropping = [part for part in module.modules() if isinstance(part, nn.Dropout) and part.training and part.p]
-    for part in dropping:
-        part.eval()
+    """A module and all in it in eval mode for a block; each part's own mode comes back.
+
+    Layers of dropout are not all: attention drops by a function that asks its module's mode (`attention_dropout`).
+    """
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
     try:
         yield
     finally:
-        for part in dropping:
-            part.train()
+        for part in training:
+            part.training = True
 
 
 def text_hidden_states(
