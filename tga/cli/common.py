@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from retrieval_index.errors import RetrievalError
 from tga.cli.help import HELP, help_text, unknown_key
-from tga.cli.locks import exclusive
+from tga.cli.locks import exclusive_within
 from tga.cli.value_checks import refuse, value_problems
 from tga.errors import UserError
 from tga.files import atomic_path, write_json
@@ -227,7 +227,7 @@ def prepare(config: DictConfig) -> None:
     """
     if config.prepare.get("_target_") is None:
         return
-    with exclusive(Path(config.prepare.root).absolute()):
+    with exclusive_within(Path(config.prepare.root).absolute()):
         instantiate(config.prepare)
 
 
