@@ -97,7 +97,7 @@ def move_into_place(work: Path, out: Path) -> None:
 
 def _is_complete(work: Path, sha256: str, record: EncoderRecord, settings: IndexSettings) -> bool:
     """Whether `work` holds what is asked for and was stopped before it took its name."""
-    if not (work / MANIFEST).is_file() or "replaced" in read_object(work / IDENTITY):
+    if not (work / MANIFEST).is_file() or "corpus" not in read_object(work / IDENTITY):
         return False
     found = read_manifest(work)
     made = (found.sources[0].sha256, found.encoder.identity, found.dtype, found.shard_rows, found.index.recall.target)

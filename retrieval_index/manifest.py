@@ -17,9 +17,7 @@ from retrieval_index.ownership import read_object
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-REBUILD = (
-    "build it again: tga-build-index captions=PATH out=DIR encoder.name=NAME, with overwrite=true where one stands"
-)
+REBUILD = "build it again: tga-build-index captions=PATH out=DIR encoder.name=NAME overwrite=true"
 REPLAN = "make it anew from the embeddings: tga-build-index out=DIR mode=replan"
 Record = TypeVar("Record")
 

@@ -28,12 +28,16 @@ def is_run_file(name: str) -> bool:
 
 
 def run_files_in(directory: Path) -> list[str]:
-    """The paths within a directory at which a run would write and something is already; other folders are not read."""
+    """The paths within a directory at which a run would write and something is already; other folders are not read.
+
+    Empty files do not count: there is nothing in them to lose.
+    """
     if not directory.is_dir():
         return []
     folders = [directory / name for name in FOLDERS] + sorted(directory.glob("steering_*"))
     found = [path for folder in (directory, *folders) if folder.is_dir() for path in folder.iterdir()]
-    return sorted(name for path in found if is_run_file(name := path.relative_to(directory).as_posix()))
+    names = [path.relative_to(directory).as_posix() for path in found if path.lstat().st_size]
+    return sorted(name for name in names if is_run_file(name))
 
 
 def checkpoints_in(directory: Path) -> list[Path]:
