@@ -6,6 +6,7 @@ goes on with the next one, and other machines can make some of them), and the pa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ import numpy as np
 
 from retrieval_index.faiss_env import import_faiss
 from retrieval_index.faiss_files import merge_lists, write_flat, write_index, write_lists
+from retrieval_index.ownership import remove_ours
 from retrieval_index.planner import HNSW_LINKS, HNSW_QUANTISER_LISTS, Plan
 from retrieval_index.vectors import Vectors, uniform_sample
 
 SEED = 20_260_101
 EF_CONSTRUCTION = 80
 TRAINED = "trained.faiss"
+PART = re.compile(r"part-\d{5,}\.faiss")
 Report = Callable[[int], None]
 
 
@@ -153,8 +156,7 @@ def emptied(index: Any) -> Any:
 
 def remove_parts(directory: Path) -> None:
     """Remove what only a build needs."""
-    for path in [directory / TRAINED, *directory.glob("part-*.faiss")]:
-        path.unlink(missing_ok=True)
+    remove_ours(directory, lambda name: name == TRAINED or PART.fullmatch(name) is not None)
 
 
 def _learned(vectors: Vectors, plan: Plan) -> Any:

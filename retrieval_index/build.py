@@ -15,12 +15,14 @@ from retrieval_index.corpus import hash_corpus
 from retrieval_index.encoders import describe_encoder
 from retrieval_index.errors import RetrievalError
 from retrieval_index.faiss_env import check_faiss, faiss_threads
-from retrieval_index.files import claimed, file_sha256, move_into_place
+from retrieval_index.files import file_sha256, write_json
 from retrieval_index.generation import make_generation, plan_index
-from retrieval_index.manifest import MANIFEST, EncoderRecord, Manifest, read_manifest, write_manifest
+from retrieval_index.locks import locked
+from retrieval_index.manifest import MANIFEST, EncoderRecord, Manifest, is_manifest, read_manifest, write_manifest
+from retrieval_index.ownership import read_object, replace_directory
 from retrieval_index.settings import IndexSettings
-from retrieval_index.stages import Job, encode_stage, prepare, read_stage, source_of, tidy, work_identity
-from retrieval_index.store import duplicates_path
+from retrieval_index.stages import Job, encode_stage, prepare, read_stage, source_of, tidy, work_identity, work_lock
+from retrieval_index.store import IDENTITY, duplicates_path, is_index_file
 from retrieval_index.vectors import Vectors
 
 
@@ -45,7 +47,7 @@ def build_index(files: Sequence[Path], out: Path, job: Job, *, corpus_sha256: st
     work = out.with_name(out.name + ".building")
     record = describe_encoder(job.encoder, job.source.spec)
     sha256 = corpus_sha256 or hash_corpus(files, settings.keys, settings.max_characters)
-    with claimed(work):
+    with locked(work_lock(out), out):
         if not _is_complete(work, sha256, record, settings):
             prepare(work, work_identity(sha256, record, settings), job.announce)
             written = read_stage(files, work, job)
@@ -68,18 +70,34 @@ def build_index(files: Sequence[Path], out: Path, job: Job, *, corpus_sha256: st
 
 
 def check_out(out: Path, option: str = "out") -> None:
-    """Raise RetrievalError when `out`, given by a command's `option`, is something that must not be replaced."""
-    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise RetrievalError(
-            "The output directory holds something else than an index",
-            given=out,
-            remedy=f"{option}=DIR of a new or empty directory",
-        )
+    """Raise RetrievalError when `out`, given by a command's `option`, is something that must not be replaced.
+
+    An index may be, of whatever version; that a directory holds some manifest.json makes it none.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())) or is_manifest(out / MANIFEST):
+        return
+    raise RetrievalError(
+        "The output directory holds something else than an index",
+        given=out,
+        remedy=f"{option}=DIR of a new or empty directory",
+    )
+
+
+def move_into_place(work: Path, out: Path) -> None:
+    """Let the finished index in `work` take the place of what stands at `out`; files there that are no index' stay.
+
+    The old index has its mark before it stands where work is done: half removed, it is neither taken for finished work
+    nor for something of another's.
+    """
+    if (out / MANIFEST).is_file():
+        write_json(out / IDENTITY, {"replaced": True})
+    replace_directory(work, out, lambda _: is_index_file)
+    (out / IDENTITY).unlink()
 
 
 def _is_complete(work: Path, sha256: str, record: EncoderRecord, settings: IndexSettings) -> bool:
     """Whether `work` holds what is asked for and was stopped before it took its name."""
-    if not (work / MANIFEST).is_file():
+    if not (work / MANIFEST).is_file() or "corpus" not in read_object(work / IDENTITY):
         return False
     found = read_manifest(work)
     made = (found.sources[0].sha256, found.encoder.identity, found.dtype, found.shard_rows, found.index.recall.target)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -22,9 +21,10 @@ import pyarrow as pa
 from retrieval_index.captions import KEY_BYTES, caption_key, normalise
 from retrieval_index.distinct import find_owners, keys_of
 from retrieval_index.errors import RetrievalError
-from retrieval_index.files import replacing, write_json
+from retrieval_index.files import atomic_path, write_json
+from retrieval_index.ownership import remove_ours
 from retrieval_index.readers import Keys, Records, hash_content, read_records
-from retrieval_index.store import DUPLICATE_SCHEMA, ROW_SCHEMA, duplicates_path, rows_path
+from retrieval_index.store import DUPLICATE_SCHEMA, ROW_SCHEMA, duplicates_path, is_work_file, rows_path
 
 BATCH = 65_536
 READ = "read"
@@ -68,7 +68,7 @@ def read_file(file: Path, directory: Path, number: int, keys: Keys, max_characte
     done = directory / READ / f"{number:05d}.json"
     if not done.is_file():
         with (
-            replacing(_records_path(directory, number)) as temporary,
+            atomic_path(_records_path(directory, number)) as temporary,
             pa.ipc.new_file(str(temporary), RECORD_SCHEMA) as writer,
         ):
             counts = _write_records(read_records(file, keys), writer, max_characters)
@@ -102,12 +102,12 @@ def write_rows(
         counts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((directory / READ).glob("*.json"))]
         total = sum((ReadCounts(**count) for count in counts), ReadCounts())
         with ExitStack() as stack:
-            temporary = stack.enter_context(replacing(duplicates_path(directory, generation)))
+            temporary = stack.enter_context(atomic_path(duplicates_path(directory, generation)))
             duplicates = stack.enter_context(pa.ipc.new_file(str(temporary), DUPLICATE_SCHEMA))
             writer = _RowWriter(directory, first_shard, shard_rows, duplicates)
             _write_distinct(directory, [_records_path(directory, n) for n in range(files)], known, writer, memory)
         write_json(done, {"rows": writer.rows, "duplicates": writer.duplicates, "counts": asdict(total)})
-    shutil.rmtree(directory / READ, ignore_errors=True)
+    remove_ours(directory, lambda name: name.startswith(f"{READ}/") and is_work_file(name))
     written = json.loads(done.read_text(encoding="utf-8"))
     return Written(written["rows"], written["duplicates"], ReadCounts(**written["counts"]))
 
@@ -227,7 +227,7 @@ class _RowWriter:
 
 def _write_table(path: Path, table: pa.Table) -> None:
     """Write an Arrow file in batches of one size, which makes its bytes independent of how the rows came."""
-    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
         writer.write_table(table.combine_chunks(), max_chunksize=BATCH)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from retrieval_index.errors import RetrievalError
 from retrieval_index.faiss_env import import_faiss
-from retrieval_index.files import disk_full, replacing
+from retrieval_index.files import atomic_path, disk_full
 
 ROWS_AT = 8  # after the four letters of the type and the width
 ID_BYTES = 8
@@ -42,7 +42,7 @@ def write_flat(path: Path, blocks: Iterable[np.ndarray], rows: int, width: int) 
     head = bytes(faiss.serialize_index(faiss.IndexFlatIP(width)))
     if not head.startswith(b"IxFI") or not head.endswith(struct.pack("<Q", 0)):
         raise _other_format()
-    with replacing(path) as temporary, open(temporary, "wb") as stream:
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         stream.write(_with_rows(head[:-8], rows) + struct.pack("<Q", rows * width))
         for block in blocks:
             stream.write(np.ascontiguousarray(block, dtype=np.float32).data)
@@ -51,7 +51,7 @@ def write_flat(path: Path, blocks: Iterable[np.ndarray], rows: int, width: int) 
 def write_index(index: Any, path: Path) -> None:
     """Write an index that is in memory."""
     faiss = import_faiss()
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         try:
             faiss.write_index(index, str(temporary))
         except RuntimeError as error:
@@ -72,7 +72,7 @@ def write_lists(path: Path, empty: Any, lists: np.ndarray, codes: np.ndarray, fi
     """
     sizes = np.bincount(lists, minlength=empty.nlist)
     order = np.argsort(lists, kind="stable")
-    with replacing(path) as temporary, open(temporary, "wb", buffering=1 << 20) as stream:
+    with atomic_path(path) as temporary, open(temporary, "wb", buffering=1 << 20) as stream:
         _write_list_head(stream, _list_head(empty), sizes, codes.shape[1])
         for rows in np.split(order, np.cumsum(sizes)[:-1]):
             stream.write(codes[rows].data)
@@ -91,7 +91,7 @@ def merge_lists(path: Path, empty: Any, parts: Sequence[Path]) -> None:
     lists = [read_lists(part, len(head)) for part in parts]
     sizes = np.stack([part.sizes for part in lists]).sum(axis=0, dtype=np.uint64)
     code_bytes = lists[0].code_bytes
-    with replacing(path) as temporary, open(temporary, "wb", buffering=1 << 20) as stream:
+    with atomic_path(path) as temporary, open(temporary, "wb", buffering=1 << 20) as stream:
         _write_list_head(stream, head, sizes, code_bytes)
         # Each part is read from its beginning to its end: the lists lie in the same order everywhere.
         sources = [open(part, "rb", buffering=1 << 20) for part in parts]

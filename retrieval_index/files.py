@@ -1,17 +1,20 @@
 """Files that are either complete or absent, their hashes, and the one message of a full disk.
 
-Everything is written under a temporary name beside its place, flushed and renamed: a name that exists is complete.
+Everything is written under a temporary name beside its place, flushed and renamed: a name that exists is complete, and
+a killed command leaves the previous file or none, never half of one. What may be replaced or removed at all is said in
+`retrieval_index.ownership`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import shutil
+import re
+import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,28 +23,81 @@ from typing import Any
 from retrieval_index.errors import RetrievalError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# .NAME.PROCESS.RANDOM.tmp[.SUFFIX]; RANDOM was not always part of it.
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+(?:\.[a-z0-9_]{8})?\.tmp(?:\.[^.]*)?")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling that takes the name `path` when the block ends well, else it is removed.
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what is written there replaces `path` when the block ends well.
+
+    Missing parent directories are made. The temporary name has the suffix of `path`, and the file in the end the mode
+    of the umask. On an exception it is removed and `path` stays as it was.
 
     Raises:
         RetrievalError: the disk is full; what stood at `path` is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(path)
+    with full_disk_told(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=temporary_prefix(target), suffix=f".tmp{target.suffix}"
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            synchronise(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, target)
+            synchronise(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def give_modes(directory: Path) -> None:
+    """Give all files below a directory, and it, the modes of the umask; execute bits stay, links are not followed.
+
+    Libraries choose modes of their own: a file of safetensors is for its owner alone.
+    """
+    umask = _umask()
+    directory.chmod(0o777 & ~umask)
+    for folder, folders, names in os.walk(directory):
+        for name in [*folders, *names]:
+            path = Path(folder, name)
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                path.chmod(0o777 & ~umask)
+            elif stat.S_ISREG(mode):
+                path.chmod((0o666 | mode & 0o111) & ~umask)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove the temporary files that a killed process left below `directory`.
+
+    Only regular files whose whole name is one that `atomic_path` gives. The caller holds the lock of the directory, so
+    that no other process is writing them.
+    """
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            if TEMPORARY.fullmatch(name) and stat.S_ISREG(os.lstat(path := os.path.join(folder, name)).st_mode):
+                os.unlink(path)
+
+
+def temporary_prefix(path: Path) -> str:
+    """How the name of a temporary file or directory beside `path` begins; see :data:`TEMPORARY`."""
+    return f".{path.name}.{os.getpid()}."
+
+
+@contextmanager
+def full_disk_told(path: Path) -> Iterator[None]:
+    """Raise :func:`disk_full` for a write to `path` that found no space in the block."""
     try:
-        yield temporary
-        synchronise(temporary)
-        os.replace(temporary, path)
-        synchronise(path.parent)
+        yield
     except OSError as error:
         if error.errno in FULL:
             raise disk_full(path) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def disk_full(path: Path) -> RetrievalError:
@@ -53,33 +109,7 @@ def disk_full(path: Path) -> RetrievalError:
     )
 
 
-def move_into_place(made: Path, path: Path) -> None:
-    """Give the finished directory `made` the name `path`; what stood there is removed.
-
-    The two swap names in one step where the file system can (Linux, `renameat2`): a reader finds the one or the other
-    at any moment. Elsewhere there is an instant at which `path` has no directory. What is being removed has a name of
-    its own, `<path>.old`, so that a half-removed directory is never taken for finished work.
-
-    Args:
-        made: the finished directory, beside `path`.
-        path: no link.
-    """
-    retired = path.with_name(path.name + ".old")
-    if retired.exists():  # a process was killed while it removed it
-        shutil.rmtree(retired)
-    if not path.exists():
-        os.rename(made, path)
-    else:
-        if _swap(made, path):
-            os.rename(made, retired)
-        else:
-            os.rename(path, retired)
-            os.rename(made, path)
-        shutil.rmtree(retired)
-    synchronise(path.parent)
-
-
-def _swap(one: Path, other: Path) -> bool:
+def exchange(one: Path, other: Path) -> bool:
     """Exchange two names; False where the C library or the file system has no such call."""
     at_working_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -102,16 +132,13 @@ def synchronise(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_unfinished(directory: Path) -> None:
-    """Remove the temporary files that a killed process left below `directory`."""
-    for unfinished in directory.rglob(".*.tmp"):
-        unfinished.unlink()
+def write_json(path: str | os.PathLike[str], content: Any, *, sort_keys: bool = False) -> None:
+    """Write indented UTF-8 JSON, atomically; NaN and infinities are refused with a ValueError.
 
-
-def write_json(path: Path, content: Any) -> None:
-    """Write indented UTF-8 JSON; the same content gives the same bytes."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=True)
-    with replacing(path) as temporary:
+    sort_keys: the same content gives the same bytes, in whatever order it was put together.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
+    with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
@@ -132,29 +159,7 @@ def hash_files(paths: Sequence[str | Path]) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Hold `path` for this process by a lock file beside it; the claim ends with the process, however it ends.
-
-    Raises:
-        RetrievalError: another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    while True:
-        with open(lock, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RetrievalError(
-                    "Another process is building this index",
-                    given=path,
-                    remedy="wait until it has ended, or out=DIR of another directory",
-                ) from error
-            # Whoever held it before may have removed the file that this process had opened.
-            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
-                try:
-                    yield
-                finally:
-                    lock.unlink(missing_ok=True)
-                return
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +14,13 @@ from retrieval_index.faiss_env import import_faiss
 from retrieval_index.faiss_open import faiss_gpus
 from retrieval_index.files import file_sha256, remove_unfinished, write_json
 from retrieval_index.manifest import IndexRecord, Recall
+from retrieval_index.ownership import read_object
 from retrieval_index.planner import NAMES, Plan, candidates, choose_plan
 from retrieval_index.queries import caption_queries
 from retrieval_index.recall import Tuned, exact_neighbours, refuse_below, tune
 from retrieval_index.searcher import Searcher
 from retrieval_index.settings import IndexSettings
-from retrieval_index.stages import Job
+from retrieval_index.stages import Job, discard
 from retrieval_index.store import index_path
 from retrieval_index.vectors import Vectors
 
@@ -92,7 +91,7 @@ def make_generation(
         BelowTarget: the index misses its recall.
     """
     path = index_path(directory, number)
-    _prepare(path.parent, {"number": number, "plan": dataclasses.asdict(plan), "from": growth and growth.start})
+    _prepare(directory, {"number": number, "plan": dataclasses.asdict(plan), "from": growth and growth.start})
 
     def report(done: int) -> None:
         job.progress("index", done, len(vectors))
@@ -143,13 +142,13 @@ def _measured(path: Path, vectors: Vectors, plan: Plan, job: Job) -> Tuned:
     return tune(search, plan.kind, plan.lists, asked, truth, k, settings.target_recall)
 
 
-def _prepare(directory: Path, identity: dict[str, object]) -> None:
-    """Keep what a run of the same identity left in `directory`, else empty it."""
-    stage = directory / STAGE
-    if stage.is_file() and json.loads(stage.read_text(encoding="utf-8")) == identity:
-        remove_unfinished(directory)
+def _prepare(work: Path, identity: dict[str, object]) -> None:
+    """Keep what a run of the same identity left in `work/index`, else empty it."""
+    stage = work / "index" / STAGE
+    if read_object(stage) == identity:
+        remove_unfinished(stage.parent)
         return
-    shutil.rmtree(directory, ignore_errors=True)
+    discard(work, "index/")
     write_json(stage, identity)
 
 

@@ -7,31 +7,32 @@ those that have the old one open keep it. Killed at any moment and started again
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from retrieval_index.corpus import hash_corpus
 from retrieval_index.faiss_env import check_faiss, faiss_threads
-from retrieval_index.files import claimed, file_sha256
+from retrieval_index.files import file_sha256
 from retrieval_index.generation import Growth, make_generation, plan_index, plan_of
+from retrieval_index.locks import locked
 from retrieval_index.manifest import MANIFEST, IndexRecord, Manifest, Shard, read_manifest, write_manifest
+from retrieval_index.ownership import entries, read_object, remove_ours
 from retrieval_index.planner import grown
 from retrieval_index.recall import BelowTarget
 from retrieval_index.same_encoder import check_encoder
 from retrieval_index.stages import (
-    IDENTITY,
     Job,
+    discard,
     encode_stage,
     prepare,
     read_stage,
     source_of,
     work_identity,
+    work_lock,
 )
-from retrieval_index.store import duplicates_path, embeddings_path, index_path, open_shards, rows_path
+from retrieval_index.store import IDENTITY, INDEX_FILE, duplicates_path, embeddings_path, open_shards, rows_path
 from retrieval_index.vectors import Vectors
 
 
@@ -69,7 +70,7 @@ def _next_version(out: Path, job: Job, files: Sequence[Path], sha256: str | None
     job.settings.check()
     check_faiss()
     work = out.with_name(out.name + ".growing")
-    with claimed(work):
+    with locked(work_lock(out), out):
         _commit(work, out)
         old = read_manifest(out)
         if sha256 in [known.sha256 for known in old.sources]:
@@ -131,18 +132,19 @@ def _next_generation(out: Path, work: Path, old: Manifest, vectors: Vectors, job
 
 def _commit(work: Path, out: Path) -> None:
     """Move what is complete in `work` into the index, unless the index has become another one meanwhile."""
-    identity = work / IDENTITY
-    if not (work / MANIFEST).is_file() or not identity.is_file():
+    base = read_object(work / IDENTITY).get("base")
+    if not (work / MANIFEST).is_file() or base is None:
         return
-    if json.loads(identity.read_text(encoding="utf-8"))["base"] == file_sha256(out / MANIFEST):
+    if base == file_sha256(out / MANIFEST):
         new = read_manifest(work)
         old = read_manifest(out)
-        for path in sorted(work.rglob("*.npy")) + sorted(work.rglob("*.arrow")) + sorted(work.rglob("*.faiss")):
-            os.replace(path, out / path.relative_to(work))
+        for name in sorted(entries(work)):
+            if INDEX_FILE.fullmatch(name):
+                os.replace(work / name, out / name)
         os.replace(work / MANIFEST, out / MANIFEST)
         if new.index.file != old.index.file:
             (out / old.index.file).unlink(missing_ok=True)
-    shutil.rmtree(work)
+    discard(work)
 
 
 def _remove_strays(out: Path, manifest: Manifest) -> None:
@@ -151,7 +153,4 @@ def _remove_strays(out: Path, manifest: Manifest) -> None:
     for number in range(len(manifest.shards)):
         named |= {embeddings_path(out, number), rows_path(out, number)}
     named |= {duplicates_path(out, number) for number in range(len(manifest.sources))}
-    folders = [embeddings_path(out, 0).parent, duplicates_path(out, 0).parent, index_path(out, 0).parent]
-    for folder in folders:
-        for path in set(folder.iterdir()) - named:
-            path.unlink()
+    remove_ours(out, lambda name: INDEX_FILE.fullmatch(name) is not None and out / name not in named)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from retrieval_index.errors import RetrievalError
 from retrieval_index.files import write_json
+from retrieval_index.ownership import read_object
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -156,7 +157,14 @@ class Manifest:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write manifest.json, the mark of a complete index."""
-    write_json(directory / MANIFEST, asdict(manifest))
+    write_json(directory / MANIFEST, asdict(manifest), sort_keys=True)
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is the manifest of an index, of whatever version; many things have a manifest.json."""
+    content = read_object(path)
+    about = content.get("format_version"), content.get("encoder"), content.get("shards")
+    return isinstance(about[0], int) and isinstance(about[1], dict) and isinstance(about[2], list)
 
 
 def read_manifest(directory: Path) -> Manifest:

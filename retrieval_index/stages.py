@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,13 @@ from retrieval_index.encoders import GOLDEN_COSINE, Encoder
 from retrieval_index.engines import Engine, LocalEngine
 from retrieval_index.errors import RetrievalError
 from retrieval_index.files import remove_unfinished, write_json
+from retrieval_index.locks import lock_beside
 from retrieval_index.manifest import EncoderRecord, Shard, Source
+from retrieval_index.ownership import entries, read_object, remove_ours
 from retrieval_index.recall import Queries
 from retrieval_index.settings import IndexSettings
+from retrieval_index.store import FOLDERS, IDENTITY, is_work_file
 
-IDENTITY = "work.json"
 # stage ("read", "encode", "index", "recall"), done, total
 Progress = Callable[[str, int, int], None]
 
@@ -79,9 +80,12 @@ def prepare(work: Path, identity: dict[str, Any], announce: Callable[[str], None
     """Keep what an earlier, interrupted run of the same identity left in `work`, else say so and start afresh.
 
     The golden vector is compared as everywhere, by its cosine: another device gives another last digit.
+
+    Raises:
+        RetrievalError: there is something in `work` that no build or growth has left there; nothing is removed then.
     """
     path = work / IDENTITY
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_object(path)
     other = sorted(key for key in identity.keys() | found.keys() if not _same(key, found.get(key), identity.get(key)))
     if found and not other:
         remove_unfinished(work)
@@ -89,8 +93,42 @@ def prepare(work: Path, identity: dict[str, Any], announce: Callable[[str], None
     if work.exists():
         if any(work.rglob("*.npy")):
             announce(f"What an interrupted build left in {work} is of another {', '.join(other)}: it begins afresh")
-        shutil.rmtree(work)
+        refuse_other_files(work)
+        discard(work)
     write_json(path, identity)
+
+
+def work_lock(out: Path) -> Path:
+    """The file of the lock that a build and a growth of the index at `out` hold."""
+    return lock_beside(out.with_name(f"{out.name}.building"))
+
+
+def refuse_other_files(work: Path) -> None:
+    """Raise RetrievalError where a work directory is not one, or holds more than work.
+
+    Its mark is :data:`IDENTITY`, which is written first and removed last.
+    """
+    is_marked = {"corpus", "encoder"} <= read_object(work / IDENTITY).keys() or "replaced" in read_object(
+        work / IDENTITY
+    )
+    others = [name for name in entries(work) if not (is_work_file(name) and (is_marked or IDENTITY in name))]
+    if others:
+        raise RetrievalError(
+            "The work directory of an index holds something that no build has left there",
+            given=f"{work}: {', '.join(others[:3])}" + (f" and {len(others) - 3} more" if len(others) > 3 else ""),
+            allowed="nothing, or what an interrupted build or growth left",
+            remedy="move it away, or out=ANOTHER_DIRECTORY",
+        )
+
+
+def discard(work: Path, part: str = "") -> None:
+    """Remove the files of a work directory, or of its folder `part`; its mark goes last. Files of others stay."""
+    remove_ours(work, lambda name: is_work_file(name) and name.startswith(part) and name != IDENTITY)
+    if not part:
+        (work / IDENTITY).unlink(missing_ok=True)
+        for folder in (*(work / name for name in FOLDERS), work):
+            with suppress(OSError):  # there is none, or files of others are in it
+                folder.rmdir()
 
 
 def _same(key: str, then: Any, now: Any) -> bool:
@@ -133,7 +171,7 @@ def read_stage(
             check_k(job.neighbours, written.rows)
     except RetrievalError:
         if (work / ROWS_WRITTEN).is_file() or not any((work / READ).glob("*.json")):  # nothing that took long is lost
-            shutil.rmtree(work)
+            discard(work)
         raise
     job.progress("read", len(files), len(files))
     return written
@@ -169,8 +207,7 @@ def source_of(sha256: str, written: Written) -> Source:
 
 
 def tidy(work: Path) -> None:
-    """Remove what only the work needed."""
+    """Remove what only the work needed, but for its mark."""
     remove_unfinished(work)
-    shutil.rmtree(work / "encoded", ignore_errors=True)
-    for name in (ROWS_WRITTEN, IDENTITY):
-        (work / name).unlink(missing_ok=True)
+    remove_ours(work, lambda name: name.startswith("encoded/") and is_work_file(name))
+    (work / ROWS_WRITTEN).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ Files never change once they are there: growing adds files and replaces the mani
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -22,14 +23,35 @@ import pyarrow.compute as pc
 
 from retrieval_index.captions import KEY_BYTES
 from retrieval_index.errors import RetrievalError
-from retrieval_index.files import replacing
-from retrieval_index.manifest import REBUILD, Manifest
+from retrieval_index.files import TEMPORARY, atomic_path
+from retrieval_index.manifest import MANIFEST, REBUILD, Manifest
 
 ROW_SCHEMA = pa.schema(
     [("id", pa.string()), ("caption", pa.string()), ("key", pa.binary(KEY_BYTES)), ("count", pa.int32())]
 )
 DUPLICATE_SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string())])
 Value = TypeVar("Value", str, bytes)
+IDENTITY = "work.json"  # the mark of a work directory: what is being made in it, or that it was replaced
+FOLDERS = ("shards", "duplicates", "index", "read", "encoded")
+# Every name that a build or a growth gives; the rest is of work that is under way.
+INDEX_FILE = re.compile(r"shards/\d{5,}\.(npy|arrow)|duplicates/\d{5,}\.arrow|index/\d{5,}\.faiss")
+WORK_FILE = re.compile(
+    r"rows\.json|read/\d{5,}\.(json|arrow)|read/(owner|copies)\.bin|encoded/\d{5,}\.json"
+    r"|index/(trained|part-\d{5,})\.faiss|index/stage\.json"
+)
+
+
+def is_index_file(name: str) -> bool:
+    """Whether a path within the directory of an index is one that the index gives to a file of its own."""
+    return name in (MANIFEST, IDENTITY) or INDEX_FILE.fullmatch(name) is not None
+
+
+def is_work_file(name: str) -> bool:
+    """Whether a path within a work directory is one that a build or a growth gives, unfinished files included."""
+    folder, _, last = name.rpartition("/")
+    if unfinished := TEMPORARY.fullmatch(last):
+        name = f"{folder}/{unfinished['name']}".lstrip("/")
+    return is_index_file(name) or WORK_FILE.fullmatch(name) is not None
 
 
 def embeddings_path(directory: Path, number: int) -> Path:
@@ -54,7 +76,7 @@ def index_path(directory: Path, generation: int) -> Path:
 
 def write_embeddings(directory: Path, number: int, embeddings: np.ndarray) -> None:
     """Write the embeddings `[rows, width]` of one shard."""
-    with replacing(embeddings_path(directory, number)) as temporary, open(temporary, "wb") as stream:
+    with atomic_path(embeddings_path(directory, number)) as temporary, open(temporary, "wb") as stream:
         np.save(stream, embeddings, allow_pickle=False)
 
 

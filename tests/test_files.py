@@ -33,13 +33,13 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
     target = tmp_path / "index"
     for content in ("one", "two"):
-        with atomic_directory(target) as temporary:
+        with atomic_directory(target, "thing") as temporary:
             (temporary / content).write_text(content)
-    assert [p.name for p in target.iterdir()] == ["two"]
-    with pytest.raises(ZeroDivisionError), atomic_directory(target) as temporary:
+    assert sorted(p.name for p in target.iterdir()) == [".written_files.json", "two"]
+    with pytest.raises(ZeroDivisionError), atomic_directory(target, "thing") as temporary:
         (temporary / "three").write_text("three")
         _ = 1 / 0
-    assert [p.name for p in target.iterdir()] == ["two"]
+    assert sorted(p.name for p in target.iterdir()) == [".written_files.json", "two"]
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tga.files import write_json
+from tga.files import read_object, write_json
 from tga.mini.tokenizer import llm_tokenizer
 from tga.mini.weights import WEIGHTS, pack, sha256
 from tools.mini_world import clip, llm
@@ -86,7 +86,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     about = arguments.out / "weights.json"
-    figures = json.loads(about.read_text())["figures"] if about.is_file() else {}
+    known = read_object(about)
+    made_here = {"sha256", "figures"} <= known.keys()
+    if (not made_here and any(arguments.out.iterdir())) or (arguments.out / "llm").exists():
+        parser.error(f"{arguments.out} holds something else, or an LLM of before: name another --out")
+    figures = known.get("figures", {})
     with tempfile.TemporaryDirectory(dir=arguments.out) as name:
         made = Path(name)
         if arguments.only != "llm":
@@ -94,10 +98,7 @@ def main() -> None:
         if arguments.only != "clip":
             figures |= make_llm(made, arguments)
         for path in made.iterdir():
-            target = arguments.out / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            shutil.move(path, target)
+            shutil.move(path, arguments.out / path.name)
     hashes = {path.name: sha256(path) for path in sorted(arguments.out.glob("*.safetensors"))}
     write_json(about, {"sha256": hashes, "figures": figures})
     print(json.dumps(figures, indent=1))

@@ -82,6 +82,8 @@ def main() -> None:
         made = poison(captions, read_names(arguments.names), count, arguments.before, arguments.seed)
     except ValueError as error:
         parser.error(str(error))
+    if out.exists() and not all(str(identifier).startswith(ID) for identifier, _ in read_records(out, Keys())):
+        parser.error(f"{out} holds other captions than poison: name another --out")
     with atomic_path(out) as temporary:
         rows = [json.dumps({"id": f"{ID}{number:05d}", "caption": text}) for number, text in enumerate(made)]
         temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")

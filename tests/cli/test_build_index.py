@@ -22,7 +22,7 @@ from retrieval_index.index import CaptionIndex
 from tests.tiny_clip import random_captions, write_pictures, write_tiny_clip
 from tga.cli import build_index
 from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours, main
-from tga.cli.locks import claimed
+from tga.cli.locks import claimed_output
 from tga.data.llava_json import load_llava_json
 from tga.errors import UserError
 
@@ -203,7 +203,7 @@ def test_two_commands_on_one_place_build_one_after_the_other(
     held: list[bool] = []
 
     def watched(*arguments, **options):
-        with pytest.raises(UserError, match=f"process {os.getpid()}"), claimed(world / "index"):
+        with pytest.raises(UserError, match=f"process {os.getpid()}"), claimed_output(world / "index", option="out"):
             pass
         held.append(True)
         return building(*arguments, **options)

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tga.cli.locks import claimed, exclusive
+from retrieval_index.locks import LOCK, lock_within, read_holder
+from tga.cli.locks import claimed, claimed_output, exclusive, exclusive_within
 from tga.errors import UserError
 
+HOST, SINCE = socket.gethostname(), r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}"
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from tga.cli.locks import exclusive
-with exclusive(Path(sys.argv[1])):
+from tga.cli import locks
+with getattr(locks, sys.argv[3])(Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(float(sys.argv[2]))
     Path(sys.argv[1] + ".done").touch()
@@ -29,9 +37,9 @@ with exclusive(Path(sys.argv[1])):
 
 
 @contextmanager
-def holder(path: Path, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
+def holder(path: Path, seconds: float, kind: str = "exclusive") -> Iterator[subprocess.Popen[bytes]]:
     """Another process that holds `path` and writes `path.done` before it lets go."""
-    command = [sys.executable, "-c", HOLD, str(path), str(seconds)]
+    command = [sys.executable, "-c", HOLD, str(path), str(seconds), kind]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"in\n"
         try:
@@ -46,29 +54,90 @@ def test_a_second_process_waits_and_says_for_whom(tmp_path: Path, capsys: pytest
         with exclusive(made):
             assert (tmp_path / "made.done").exists()
             assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".made.lock"]
-        assert capsys.readouterr().err == f"Waiting for process {other.pid}, which works on {made}\n"
+        said = capsys.readouterr().err
+    pattern = rf"Waiting for process {other.pid} on {re.escape(HOST)} since {SINCE} \(-c .*\), which works on {made}\n"
+    assert re.fullmatch(pattern, said), said
     assert [path.name for path in tmp_path.iterdir()] == ["made.done"]
 
 
 def test_a_second_process_is_refused_at_once_and_told_by_whom(tmp_path: Path) -> None:
-    with holder(tmp_path / "run", 60) as other:
+    with holder(tmp_path / "run", 60, "claimed") as other:
         started = time.monotonic()
-        with (
-            pytest.raises(UserError, match=rf"works in this directory.*run, process {other.pid}\..*run_dir=ANOTHER"),
-            claimed(tmp_path / "run"),
-        ):
+        told = rf"works in this directory.*run, process {other.pid} on {re.escape(HOST)} since {SINCE}.*run_dir=ANOTHER"
+        with pytest.raises(UserError, match=told), claimed(tmp_path / "run"):
             raise AssertionError("both are in")
         assert time.monotonic() - started < 30
 
 
 def test_what_a_killed_process_held_is_free(tmp_path: Path) -> None:
-    with holder(tmp_path / "run", 60) as other:
+    with holder(tmp_path / "run", 60, "claimed") as other:
         other.send_signal(signal.SIGKILL)
         other.wait()
-        assert (tmp_path / ".run.lock").exists()
+        assert (left := read_holder(lock_within(tmp_path / "run"))) is not None and left.process == other.pid
+        with claimed(tmp_path / "run"):
+            assert (now := read_holder(lock_within(tmp_path / "run"))) is not None and now.process == os.getpid()
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_file_that_names_a_running_process_locks_nothing(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text(json.dumps({"process": os.getppid(), "host": HOST, "since": "now", "command": "x"}))
+    with claimed(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"process": "many"}', "\x1b]0;owned\x07"])
+def test_a_holder_that_does_not_say_who_he_is_still_holds(tmp_path: Path, content: str) -> None:
+    with holder(tmp_path / "run", 60, "claimed"):
+        lock_within(tmp_path / "run").write_text(content)
+        with pytest.raises(UserError, match="run, process unknown. To change it: wait until it ends, or run_dir="):
+            with claimed(tmp_path / "run"):
+                pytest.fail("both are in")
+
+
+def test_what_a_holder_says_moves_no_cursor(tmp_path: Path) -> None:
+    with holder(tmp_path / "run", 60, "claimed"):
+        said = {"process": 7, "host": "a\x1b[2Jb", "since": "now", "command": "x\ny"}
+        lock_within(tmp_path / "run").write_text(json.dumps(said))
+        with pytest.raises(UserError, match=r"process 7 on a\?\[2Jb since now \(x\?y\)"), claimed(tmp_path / "run"):
+            pytest.fail("both are in")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root writes everywhere")
+def test_the_parent_of_a_run_directory_need_not_be_writable(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    tmp_path.chmod(0o555)
+    try:
         with claimed(tmp_path / "run"):
             pass
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_everything_of_a_claim_is_within_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with claimed(tmp_path / "run"):
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_directories_that_were_made_for_a_claim_and_stayed_empty_are_gone(tmp_path: Path) -> None:
+    with claimed(tmp_path / "outputs" / "run"):
+        pass
     assert list(tmp_path.iterdir()) == []
+    with claimed(tmp_path / "outputs" / "run"):
+        (tmp_path / "outputs" / "run" / "config.yaml").touch()
+    assert [path.name for path in (tmp_path / "outputs" / "run").iterdir()] == ["config.yaml"]
+
+
+def test_a_file_system_without_locks_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(UserError, match="This file system has no locks.*NFS"), claimed(tmp_path / "run"):
+        pytest.fail("held without a lock")
 
 
 def test_the_place_is_free_after_an_error(tmp_path: Path) -> None:
@@ -78,7 +147,7 @@ def test_the_place_is_free_after_an_error(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("take", [exclusive, claimed])
+@pytest.mark.parametrize("take", [exclusive, exclusive_within, claimed, partial(claimed_output, option="out")])
 def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path, take: Callable[[Path], Any]) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(

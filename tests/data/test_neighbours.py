@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -154,3 +155,21 @@ def test_an_index_of_another_encoder_is_refused(index: Path, data: Path, tmp_pat
     other = load_encoder(EncoderSpec("open_clip", write_tiny_clip(tmp_path / "other", seed=1)), device="cpu")
     with pytest.raises(RetrievalError, match="made with another encoder"):
         join(index, data, other, k=2)
+
+
+def test_only_an_earlier_neighbours_file_is_replaced(
+    index: Path, data: Path, encoder: tuple[EncoderSpec, Encoder]
+) -> None:
+    out = data.parent / "neighbours.parquet"
+    pq.write_table(pa.table({"id": ["a"], "caption": ["of a data set"]}), out)
+    before = out.read_bytes()
+    with pytest.raises(UserError, match="no neighbours file.*neighbours_out="):
+        join(index, data, encoder[1], k=2)
+    assert out.read_bytes() == before
+    out.unlink()
+    parts = data.parent / ".neighbours.parquet.parts"
+    parts.mkdir()
+    (parts / "000000.parquet").write_text("mine")
+    with pytest.raises(UserError, match="where something else is.*000000.parquet"):
+        join(index, data, encoder[1], k=2)
+    assert (parts / "000000.parquet").read_text() == "mine"

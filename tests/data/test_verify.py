@@ -164,7 +164,21 @@ def test_a_file_that_is_no_bad_list_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="would replace something that is no bad list"):
             verify(source, place)
         assert before is None or place.read_bytes() == before
+    problems = tmp_path / "problems.jsonl"  # of mathematics, say
+    problems.write_text('{"problem": "1 + 1", "solution": "2"}\n')
+    with pytest.raises(UserError, match="would replace something that is no bad list"):
+        verify(source, problems)
+    assert problems.read_text() == '{"problem": "1 + 1", "solution": "2"}\n'
+    (tmp_path / "link.jsonl").symlink_to(problems)
+    with pytest.raises(UserError, match="would replace something that is no bad list"):
+        verify(source, tmp_path / "link.jsonl")
     out = tmp_path / "bad.jsonl"
+    progress = tmp_path / "bad.jsonl.progress"
+    progress.write_text("my own progress\n")
+    with pytest.raises(UserError, match="would replace something that is no progress file"):
+        verify(source, out)
+    assert progress.read_text() == "my own progress\n" and not out.exists()
+    progress.unlink()
     for content in ("", '{"row": 1, "id": "a", "problem": "missing_image", "detail": ""}\n'):
         out.write_text(content)
         assert verify(source, out).bad == [] and out.read_text() == ""

@@ -46,9 +46,32 @@ def test_what_an_older_run_left_is_gone(tmp_path: Path) -> None:
     one = cell(tmp_path, 0)
     run_cells([one], jobs=1, threads=1)
     (one.directory / "checkpoints").mkdir()
-    (one.directory / "checkpoints" / "old.ckpt").touch()
+    (one.directory / "checkpoints" / "step-00000100.ckpt").touch()
+    (one.directory / "answers.jsonl").touch()
     run_cells([one], jobs=1, threads=1)
-    assert not (one.directory / "checkpoints").exists() and cell_summary(one) is not None
+    assert sorted(path.name for path in one.directory.iterdir()) == ["cell.json", "run.log", "summary.json"]
+
+
+def test_files_of_others_beside_an_older_run_stay(tmp_path: Path) -> None:
+    one = cell(tmp_path, 0)
+    run_cells([one], jobs=1, threads=1)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "step-00000100.ckpt").write_text("elsewhere")
+    (one.directory / "checkpoints").symlink_to(tmp_path / "pictures")
+    (one.directory / "figures").mkdir()
+    (one.directory / "figures" / "notes on figure 2.txt").write_text("mine")
+    run_cells([one], jobs=1, threads=1)
+    assert (one.directory / "figures" / "notes on figure 2.txt").read_text() == "mine"
+    assert (tmp_path / "pictures" / "step-00000100.ckpt").read_text() == "elsewhere"
+
+
+def test_a_record_of_something_else_is_no_mark(tmp_path: Path) -> None:
+    one = cell(tmp_path, 0)
+    one.directory.mkdir()
+    (one.directory / "cell.json").write_text('{"cell": "HeLa", "plate": 7}')
+    (one.directory / "answers.jsonl").write_text("mine")
+    assert [outcome.code for outcome in run_cells([one], jobs=1, threads=1)] == [1]
+    assert (one.directory / "answers.jsonl").read_text() == "mine"
 
 
 def test_a_failure_is_told_and_the_others_are_kept(tmp_path: Path) -> None:

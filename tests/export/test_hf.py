@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,10 +112,65 @@ def test_the_directory_holds_weights_settings_and_card_and_no_path_of_ours(tmp_p
 def test_an_earlier_export_is_replaced_as_a_whole(tmp_path: Path) -> None:
     _, model, processor = trained_model(tmp_path / "parts")
     directory = export_hf(model, processor, tmp_path / "exported", CARD)
-    (directory / "left_over.txt").write_text("old")
-    export_hf(model, processor, directory, CARD)
-    assert not (directory / "left_over.txt").exists()
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    written = {path.name: path.read_bytes() for path in directory.iterdir()}
+    export_hf(model, processor, directory, replace(CARD, name="another"))
+    assert "another" in (directory / "README.md").read_text()
+    assert {path.name for path in directory.iterdir()} == set(written)
+    assert {path.name for path in tmp_path.iterdir()} == {"parts", "exported"}
+
+
+def added(directory: Path) -> None:
+    (directory / "notes.txt").write_text("mine")
+
+
+def edited(directory: Path) -> None:
+    card = directory / "README.md"
+    card.write_text(card.read_text().replace("tiny", "tidy"))
+
+
+def fine_tuned(directory: Path) -> None:
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+
+
+@pytest.mark.parametrize("change", [added, edited, fine_tuned])
+def test_an_export_that_somebody_has_worked_in_is_left_alone(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    _, model, processor = trained_model(tmp_path / "parts")
+    directory = export_hf(model, processor, tmp_path / "exported", CARD)
+    change(directory)
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    with pytest.raises(UserError, match="no earlier export.*others, or were changed since: "):
+        export_hf(model, processor, directory, CARD)
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+
+
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_somebodys_model_with_a_card_is_left_alone(tmp_path: Path, through_a_link: bool) -> None:
+    _, model, processor = trained_model(tmp_path / "parts")
+    downloaded = tmp_path / "downloaded"
+    model.save_pretrained(downloaded)
+    (downloaded / "README.md").write_text("# A model of somebody")
+    before = {path.name: path.read_bytes() for path in downloaded.iterdir()}
+    target = tmp_path / "link" if through_a_link else downloaded
+    if through_a_link:
+        target.symlink_to(downloaded)
+    with pytest.raises(UserError, match="no earlier export.*it has no mark"):
+        export_hf(model, processor, target, CARD)
+    assert {path.name: path.read_bytes() for path in downloaded.iterdir()} == before
+    assert target.is_symlink() == through_a_link
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
+    _, model, processor = trained_model(tmp_path / "parts")
+    before = os.umask(umask)
+    try:
+        directory = export_hf(model, processor, tmp_path / "exported", CARD)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
+    assert modes["model.safetensors"] == 0o666 & ~umask and set(modes.values()) == {0o666 & ~umask}
+    assert directory.stat().st_mode & 0o777 == 0o777 & ~umask
 
 
 def test_a_directory_with_something_else_is_left_alone(tmp_path: Path) -> None:

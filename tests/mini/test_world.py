@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +24,86 @@ from tga.mini.scenes import PICTURE_SIZE, TRAIN, draw
 from tga.mini.training_set import training_scene
 
 
+def umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world.prepare(tmp_path_factory.mktemp("mini") / "world", train_pictures=40, captions=300)
 
 
-def test_a_second_call_keeps_what_is_complete_and_remakes_what_is_not(root: Path):
+def content(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory, links as what they point to."""
+    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_the_manifest_lists_every_file_with_its_hash(root: Path):
+    files = json.loads((root / "manifest.json").read_text())["files"]
+    assert set(files) == set(content(root)) - {"manifest.json", world.MARK}
+    assert all(hashlib.sha256((root / name).read_bytes()).hexdigest() == digest for name, digest in files.items())
+    assert json.loads((root / world.MARK).read_text()) == {"kind": world.KIND, "files": files}
+    assert (root / "llm" / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def test_a_second_call_keeps_what_is_complete(root: Path):
     picture = root / "images" / "00000.png"
     before = picture.stat().st_mtime_ns
     world.prepare(root, train_pictures=40, captions=300)
     assert picture.stat().st_mtime_ns == before
-    manifest = json.loads((root / "manifest.json").read_text())
-    (root / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "of another version"}))
-    (root / "index").mkdir()
-    world.prepare(root, train_pictures=40, captions=300)
-    assert picture.stat().st_mtime_ns > before
-    assert not (root / "index").exists()
-    assert json.loads((root / "manifest.json").read_text()) == manifest
+
+
+def test_a_world_of_another_version_stays_as_it_is(root: Path, monkeypatch: pytest.MonkeyPatch):
+    before = content(root)
+    monkeypatch.setattr(world, "fingerprint", lambda: "of another version")
+    with pytest.raises(UserError, match=r"another version of tga.*prepare\.root=ANOTHER_DIRECTORY"):
+        world.prepare(root, train_pictures=40, captions=300)
+    assert content(root) == before
+
+
+def test_what_an_interrupted_run_left_is_made_again_beside_files_of_others(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(world, "SPLITS", {})  # drawing their pictures takes long
+    again, outside = tmp_path / "world", tmp_path / "outside"
+    shutil.copytree(root, again)
+    (again / "manifest.json").unlink()  # written last
+    (again / "images" / "00003.png").unlink()
+    (again / "images" / "holiday.jpg").write_text("mine")
+    (again / "index").mkdir()
+    (again / "index" / "manifest.json").write_text("an index")
+    left = again / f".{world.MAKING}.17.abcd1234.tmp" / "images"
+    left.mkdir(parents=True)
+    (left / "00000.png").write_text("half a picture")
+    outside.mkdir()
+    (outside / "00000.png").write_text("elsewhere")
+    (again / "more").symlink_to(outside)
+    world.prepare(again, train_pictures=40, captions=300)
+    others = {"images/holiday.jpg": b"mine", "index/manifest.json": b"an index"}
+    expected = {name: data for name, data in content(root).items() if not name.startswith("evaluation/")} | others
+    found = {name: data for name, data in content(again).items() if not name.startswith("more/")}
+    lists = {"manifest.json", world.MARK}
+    assert found.keys() == expected.keys() and all(found[name] == expected[name] for name in found.keys() - lists)
+    assert content(outside) == {"00000.png": b"elsewhere"} and (again / "more").is_symlink()
+
+
+def test_what_was_changed_since_or_is_a_link_is_no_file_of_an_interrupted_run(root: Path, tmp_path: Path):
+    again = tmp_path / "world"
+    shutil.copytree(root, again)
+    (again / "manifest.json").unlink()
+    (again / "train.json").write_text("[]")  # somebody's own
+    with pytest.raises(UserError, match=r"would replace others.*world: train\.json\..*prepare\.root="):
+        world.prepare(again, train_pictures=40, captions=300)
+    assert (again / "train.json").read_text() == "[]"
+    (again / "train.json").unlink()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "00000.png").write_bytes((root / "images" / "00000.png").read_bytes())
+    (again / "images").symlink_to(tmp_path / "photos")
+    with pytest.raises(UserError, match="would replace others.*images"):
+        world.prepare(again, train_pictures=40, captions=300)
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["00000.png"]
 
 
 def test_a_world_of_another_size_is_neither_used_nor_destroyed(root: Path):
@@ -151,9 +217,27 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_files_of_others_beside_an_older_world_stay(tmp_path: Path):
-    (tmp_path / "manifest.json").write_text('{"fingerprint": "older"}')
+@pytest.mark.parametrize(
+    "manifest", ['{"photos": ["images/1.jpg"]}', "not JSON", '{"fingerprint": "older"}', '["a list"]']
+)
+@pytest.mark.parametrize("mark", [None, "", "{}"])
+def test_photos_with_a_manifest_are_left_alone(tmp_path: Path, manifest: str, mark: str | None):
+    for name in ("images/1.jpg", "index/2.jpg", "evaluation/3.jpg", "train.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("years of photographs")
+    (tmp_path / "manifest.json").write_text(manifest)
+    if mark is not None:
+        (tmp_path / world.MARK).write_text(mark)
+    before = content(tmp_path)
+    with pytest.raises(UserError, match=r"holds something else.*prepare\.root=ANOTHER_DIRECTORY"):
+        world.prepare(tmp_path, train_pictures=2, captions=2)
+    assert content(tmp_path) == before
+
+
+def test_a_world_of_before_there_were_lists_is_one_of_another_version(tmp_path: Path):
+    (tmp_path / "manifest.json").write_text('{"fingerprint": "older", "train_pictures": 2, "captions": 2}')
+    (tmp_path / world.MARK).touch()
     (tmp_path / "images").mkdir()
-    (tmp_path / "notes.txt").write_text("keep")
-    world._clear(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [world.MARK, "notes.txt"]
+    with pytest.raises(UserError, match="another version of tga"):
+        world.prepare(tmp_path, train_pictures=2, captions=2)
+    assert (tmp_path / "images").is_dir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,18 +227,14 @@ def test_killed_while_it_removes_the_old_index(tmp_path: Path, file: Path, monke
     build_index([file], out, job())
     old = contents(out)
 
-    remove = shutil.rmtree
-
-    def killed(path: Path, **options: Any) -> None:
-        if path.name != "index.old":
-            remove(path, **options)
-            return
+    def killed(path: Path, ours: Any) -> None:
+        assert path.name == "index.building"
         for shard in (path / "shards").iterdir():
             shard.unlink()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", killed)
+        patch.setattr("retrieval_index.ownership.remove_ours", killed)
         with pytest.raises(KeyboardInterrupt):
             build_index([file], out, job(settings=half))
     assert read_manifest(out).dtype == "float16"

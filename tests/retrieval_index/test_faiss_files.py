@@ -73,11 +73,15 @@ def test_a_cut_part_and_a_file_of_another_kind(tmp_path: Path) -> None:
         read_lists(tmp_path / "flat", 40)
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
-    (tmp_path / f".flat.{os.getpid()}.tmp").symlink_to("/dev/full")
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_a_full_disk(*, dir: Path, prefix: str, suffix: str) -> tuple[int, str]:
+        path = dir / f"{prefix}12345678{suffix}"
+        path.symlink_to("/dev/full")
+        return os.open(os.devnull, os.O_RDONLY), str(path)
+
+    monkeypatch.setattr("tempfile.mkstemp", on_a_full_disk)
     with pytest.raises(RetrievalError, match="The disk is full. Given: .*flat"):
         write_flat(tmp_path / "flat", [VECTORS], 900, 16)
-    (tmp_path / f".index.{os.getpid()}.tmp").symlink_to("/dev/full")
     index = faiss.IndexFlatIP(16)
     index.add(VECTORS)
     with pytest.raises(RetrievalError, match="The disk is full. Given: .*index"):

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from retrieval_index import ownership
 from retrieval_index.errors import RetrievalError
-from retrieval_index.files import (
-    _swap,
-    claimed,
-    file_sha256,
-    hash_files,
-    move_into_place,
-    remove_unfinished,
-    replacing,
-    write_json,
-)
+from retrieval_index.files import atomic_path, exchange, file_sha256, hash_files, remove_unfinished, write_json
+from retrieval_index.ownership import replace_directory
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(ValueError, match="halfway"), replacing(path) as temporary:
+    with pytest.raises(ValueError, match="halfway"), atomic_path(path) as temporary:
         temporary.write_text("ne")
         raise ValueError("halfway")
     assert path.read_text() == "old"
@@ -36,22 +27,22 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 def test_a_full_disk_is_one_message_and_the_old_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    (tmp_path / f".file.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(RetrievalError, match="The disk is full. Given: .*file. To change it: free some space"):
-        with replacing(path) as temporary:
-            temporary.write_text("new")
+        with atomic_path(path) as temporary:
+            temporary.write_text("ne")
+            Path("/dev/full").write_text("w")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("swaps", [True, False])
 def test_a_directory_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool) -> None:
     if not swaps:
-        monkeypatch.setattr("retrieval_index.files._swap", lambda one, other: False)
+        monkeypatch.setattr("retrieval_index.ownership.exchange", lambda one, other: False)
     for content in ("first", "second", "third"):
         made = tmp_path / "made"
         made.mkdir()
         (made / "file").write_text(content)
-        move_into_place(made, tmp_path / "place")
+        replace_directory(made, tmp_path / "place", lambda _: lambda name: name == "file")
         assert (tmp_path / "place/file").read_text() == content
         assert [path.name for path in tmp_path.iterdir()] == ["place"]
 
@@ -60,22 +51,27 @@ def test_a_place_is_never_without_a_directory(tmp_path: Path, monkeypatch: pytes
     for name in ("made", "place", "probe", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    if not _swap(tmp_path / "probe", tmp_path / "other"):
+    if not exchange(tmp_path / "probe", tmp_path / "other"):
         pytest.skip("this file system cannot swap two names")
-    rename = os.rename
+    rename, remove = os.rename, ownership.remove_ours
+
+    def removed(path: Path, ours: object) -> list[str]:
+        assert (tmp_path / "place/file").read_text() == "made" and (path / "file").read_text() == "place"
+        return remove(path, ours)
 
     def watched(old: Path, new: Path) -> None:
         assert (tmp_path / "place/file").read_text() == "made"  # the new one stands there before anything is renamed
         rename(old, new)
 
     monkeypatch.setattr("os.rename", watched)
-    move_into_place(tmp_path / "made", tmp_path / "place")
+    monkeypatch.setattr("retrieval_index.ownership.remove_ours", removed)
+    replace_directory(tmp_path / "made", tmp_path / "place", lambda _: lambda name: True)
     assert (tmp_path / "place/file").read_text() == "made" and not (tmp_path / "made").exists()
 
 
 def test_json_is_the_same_for_the_same_content(tmp_path: Path) -> None:
-    write_json(tmp_path / "a", {"b": 1, "a": "\u00e9"})
-    write_json(tmp_path / "b", {"a": "\u00e9", "b": 1})
+    write_json(tmp_path / "a", {"b": 1, "a": "\u00e9"}, sort_keys=True)
+    write_json(tmp_path / "b", {"a": "\u00e9", "b": 1}, sort_keys=True)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert json.loads((tmp_path / "a").read_text(encoding="utf-8")) == {"a": "\u00e9", "b": 1}
 
@@ -95,22 +91,3 @@ def test_unfinished_files_are_removed_and_others_are_not(tmp_path: Path) -> None
         (tmp_path / name).write_text("x")
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".other", "00000.npy"]
-
-
-def test_another_process_is_refused_until_the_first_one_ends(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from retrieval_index.files import claimed\n"
-        "with claimed(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "work")], stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        with pytest.raises(RetrievalError, match="Another process is building this index"):
-            with claimed(tmp_path / "work"):
-                pytest.fail("claimed twice")
-    finally:
-        holder.kill()
-        holder.wait()
-    with claimed(tmp_path / "work"):
-        assert (tmp_path / ".work.lock").exists()
-    assert list(tmp_path.iterdir()) == []

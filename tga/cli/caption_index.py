@@ -35,6 +35,7 @@ from retrieval_index.readers import find_files
 from retrieval_index.recall import Queries
 from retrieval_index.settings import IndexSettings
 from retrieval_index.stages import Job
+from tga.cli.locks import exclusive
 from tga.data.neighbours import Joined, fingerprint, join_neighbours, query_picture, read_fingerprint
 from tga.data.sample import Sample
 from tga.errors import UserError
@@ -209,9 +210,15 @@ def ensure_neighbours(
         RetrievalError, UserError: as `join_neighbours`, and an index of another encoder.
     """
     index = CaptionIndex.open(index_dir, spec=choice.spec)
-    if read_fingerprint(out) == fingerprint(index.manifest, data, k, search):
+
+    def is_there() -> bool:
+        return read_fingerprint(out) == fingerprint(index.manifest, data, k, search)
+
+    if is_there():  # nothing is written then, so that it may lie where nothing can be
         return None
-    with progress_bars() as progress:
+    with exclusive(out), progress_bars() as progress:
+        if is_there():  # made while this process waited
+            return None
         return join_neighbours(
             index_dir,
             data,

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from retrieval_index.errors import RetrievalError
 from tga.cli.help import HELP, help_text, unknown_key
-from tga.cli.locks import exclusive
+from tga.cli.locks import exclusive_within
 from tga.cli.rerun import refuse_rerun
 from tga.cli.value_checks import refuse, value_problems
 from tga.errors import UserError
@@ -225,7 +225,7 @@ def prepare(config: DictConfig) -> None:
             )
         return
     factory = registered(WORLDS, world, key="prepare.world")
-    with exclusive(Path(config.prepare.root).absolute()):
+    with exclusive_within(Path(config.prepare.root).absolute()):
         made(factory, settings, key="prepare")
 
 

@@ -10,6 +10,7 @@ import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tga.cli.common import hydra_command, plain, prepare, start_run, write_summa
 from tga.cli.comparison_plan import RUNS, check_comparison, plan_runs
 from tga.cli.comparison_report import Results, read_results, write_report
 from tga.cli.locks import claimed
+from tga.cli.run_directory import run_directory
 from tga.errors import UserError
 from tga.evaluation.cell_runs import Outcome, run_cells
 from tga.evaluation.cells import LOG, Cell, cell_step, cell_summary, reason_to_run
@@ -38,13 +40,16 @@ def main(config: DictConfig) -> Path:
     started = time.perf_counter()
     values = plain(config)
     check_comparison(values)
-    run_dir = Path(values["run_dir"]).absolute()
+    run_dir, report_dir = (Path(values[key]).absolute() for key in ("run_dir", "report_dir"))
     planned = plan_runs(values, list(HydraConfig.get().overrides.task), run_dir)
-    with claimed(run_dir):
+    with ExitStack() as claims:
+        if report_dir != run_dir:
+            claims.enter_context(claimed(run_dir))
+        claims.enter_context(run_directory(report_dir, option="run_dir" if report_dir == run_dir else "report_dir"))
         prepare(config)  # what the runs read must be there before it is known whether it has changed
         cells = [run.cell() for run in planned]
         missing = _missing(cells, fresh=values["fresh"])
-        report_dir = start_run(config, values["report_dir"])
+        start_run(config, report_dir)
         _run(missing, values["jobs"])
         results = read_results(cells, values)
         write_report(report_dir, results, values, runs=run_dir / RUNS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,11 @@ from omegaconf import DictConfig
 
 from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
 from tga.cli.judging import LITTLE_MASS, judge_form, judge_pairs
+from tga.cli.run_directory import run_directory
 from tga.cli.steering import Sweep, check_settings, read_sweep, ready_steer
 from tga.cli.steering_prompts import ASKED, subject_of
 from tga.errors import UserError
-from tga.evaluation.kept_answers import KeptAnswers, file_stamp
+from tga.evaluation.kept_answers import KeptAnswers, file_stamp, remove_kept
 from tga.evaluation.metrics import Metric, chosen_metrics, judged_by_model, metrics_from_config, read_metric_questions
 from tga.evaluation.models import check_models, load_model, model_stamp
 from tga.evaluation.questions import Question
@@ -40,11 +40,19 @@ def main(config: DictConfig) -> Path:
     """Ask every model every question; write answers.jsonl, summary.json, table.md and report.html."""
     started = time.perf_counter()
     values = plain(config)
-    settings, models = values["evaluation"], {str(name): str(path) for name, path in (values["models"] or {}).items()}
-    _check_what_is_evaluated(values, models)
+    _check_what_is_evaluated(values)
     steering = values["steering"] if values["steering"]["method"] is not None else None
     if steering is not None:
         check_settings(steering)
+    with run_directory(values["run_dir"]):
+        return _evaluate(config, values, steering, started)
+
+
+def _evaluate(
+    config: DictConfig, values: Mapping[str, Any], steering: Mapping[str, Any] | None, started: float
+) -> Path:
+    """What the command does in its directory."""
+    settings, models = values["evaluation"], _models(values)
     prepare(config)
     metrics = chosen_metrics(metrics_from_config(settings["root"] or ".", settings["metrics"]), values["metrics"])
     questions = read_metric_questions(metrics, settings["limit"])
@@ -69,12 +77,18 @@ def main(config: DictConfig) -> Path:
     summary["total_s"] = round(time.perf_counter() - started, 3)
     summary["peak_rss_mib"] = round(peak_rss_mib(), 1)
     write_summary(run_dir, summary, config)
-    shutil.rmtree(run_dir / KEPT, ignore_errors=True)  # nothing is kept where nothing was asked
+    remove_kept(run_dir / KEPT)
     return run_dir
 
 
-def _check_what_is_evaluated(values: Mapping[str, Any], models: dict[str, str]) -> None:
+def _models(values: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> path."""
+    return {str(name): str(path) for name, path in (values["models"] or {}).items()}
+
+
+def _check_what_is_evaluated(values: Mapping[str, Any]) -> None:
     """UserError unless there are models that can be found or answers of before, and a root for the files of metrics."""
+    models = _models(values)
     if values["answers"] is None:
         check_models(models)
     elif models or values["steering"]["method"] is not None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from tga.cli.common import hydra_command, plain, start_run, write_summary
+from tga.cli.run_directory import export_directory, run_directory
 from tga.errors import UserError
 from tga.export.run import FORMATS, card_of, export_source
 from tga.export.source import Source, source_from_checkpoint, source_from_model
@@ -28,6 +31,14 @@ def main(config: DictConfig) -> Path:
             "There is no such export format", given=values["format"], allowed=", ".join(FORMATS), remedy="format=hf"
         )
     figures = _read_figures(values["figures"])
+    with run_directory(values["run_dir"]), export_directory(values["output"], option="output") as output:
+        return _export(config, values, figures, output, started)
+
+
+def _export(
+    config: DictConfig, values: Mapping[str, Any], figures: Mapping[str, object], output: Path, started: float
+) -> Path:
+    """Load, export, and write the summary."""
     source = _source(values)
     card = card_of(
         source,
@@ -37,7 +48,7 @@ def main(config: DictConfig) -> Path:
         llm_name=values["llm_name"],
         vision_tower_name=values["vision_tower_name"],
     )
-    output = export_source(source, values["output"], card, format=values["format"], llm_name=values["llm_name"])
+    export_source(source, output, card, format=values["format"], llm_name=values["llm_name"])
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     measured = {
         "total_s": round(time.perf_counter() - started, 3),
@@ -49,7 +60,7 @@ def main(config: DictConfig) -> Path:
     return output
 
 
-def _source(values: dict[str, object]) -> Source:
+def _source(values: Mapping[str, Any]) -> Source:
     """The checkpoint, or else the model that is named, with the LLaVA projector put in if one is given."""
     checkpoint, projector, model = values["checkpoint"], values["projector"], values["model"]
     if values["dtype"] not in DTYPES:

@@ -30,6 +30,7 @@ from tga.cli.locate_stages import (
     draw_figure5,
     locate,
 )
+from tga.cli.run_directory import run_directory
 from tga.localization.windows import layer_windows
 from tga.resources import peak_rss_mib
 from tga.vlm.language_model import identify_language_model
@@ -39,14 +40,20 @@ from tga.vlm.language_model import identify_language_model
 def main(config: DictConfig) -> Path:
     """Locate the layers, draw the figures; write layers.json, figures/, the rows behind them and summary.json."""
     started, values = time.perf_counter(), plain(config)
-    settings, evaluation = values["localization"], values["evaluation"]
-    check_settings(settings)
+    check_settings(values["localization"])
     check_source(values)
+    with run_directory(values["run_dir"]) as run_dir:
+        return _locate(config, values, run_dir, started)
+
+
+def _locate(config: DictConfig, values: Mapping[str, Any], run_dir: Path, started: float) -> Path:
+    """What the command does in its directory."""
+    settings, evaluation = values["localization"], values["evaluation"]
     prepare(config)
     figures = wanted_figures(settings, has_pictures(values))
     asked = read_asked(settings, evaluation, figures)
     subject = load_subject(values, list(HydraConfig.get().overrides.task))
-    job = Job(subject, asked, settings, evaluation, Path(values["run_dir"]).absolute())
+    job = Job(subject, asked, settings, evaluation, run_dir)
     if {3, 5} & set(figures):
         layer_windows(job.layers, settings["window"], settings["stride"])  # refuses a window that does not fit
     encoder = _retriever(values) if 4 in figures else None

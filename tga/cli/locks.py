@@ -1,90 +1,70 @@
-"""One process at a time at one place: others wait (`exclusive`) or are refused (`claimed`), and are told by whom.
+"""One process at a time at one place, for the commands: others are refused, or wait, and are told by whom.
 
-The lock is held on a file `.<name>.lock` beside the place, which names the holder's process and goes with it: what a
-killed process leaves is locked by nobody.
+The lock itself is that of `retrieval_index.locks`. A command claims the directory of its run, so that no second one
+mixes its files with those of the first; what several commands share (a prepared directory, an index, stored targets) is
+made by one of them while the others wait.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from retrieval_index.errors import RetrievalError
+from retrieval_index.locks import Held, lock_beside, lock_within, locked
 from tga.errors import UserError
 from tga.terminal import say
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Let one process at a time make what stands at `path`; others say for whom they wait."""
-    with _held(Path(path), wait=True):
-        yield
+def claimed(directory: Path, *, option: str = "run_dir") -> Iterator[None]:
+    """Keep the directory of a run, which is made, for this process.
 
-
-@contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Keep the run directory `path` for this process.
+    option: the command's key for it.
 
     Raises:
-        UserError: another process holds it; the message names its process id.
+        UserError: another process holds it; the message names its process id, its host, and since when.
     """
-    with _held(Path(path), wait=False):
+    with _held(lock_within(directory), directory, another=f"{option}=ANOTHER_DIRECTORY"):
         yield
 
 
 @contextmanager
-def _held(path: Path, *, wait: bool) -> Iterator[None]:
-    lock = path.parent / f".{path.name}.lock"
-    descriptor = _acquire(lock, path, wait)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+def claimed_output(path: Path, *, option: str) -> Iterator[None]:
+    """Keep a file, or a directory that is replaced as a whole, for this process; as :func:`claimed`."""
+    with _held(lock_beside(path), path, another=f"{option}=ANOTHER_PATH"):
         yield
-    finally:
-        lock.unlink(missing_ok=True)  # before it is released: nobody can have taken it in between
-        os.close(descriptor)
 
 
-def _acquire(lock: Path, path: Path, wait: bool) -> int:
-    """An open, locked file that still stands at `lock`: the one waited for may have been removed by its holder."""
-    while True:
-        descriptor = _opened(lock, path)
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Let one process at a time make the file, or the replaced directory, `path`; others say for whom they wait."""
+    with _held(lock_beside(path), path):
+        yield
+
+
+@contextmanager
+def exclusive_within(directory: Path) -> Iterator[None]:
+    """Let one process at a time fill `directory`; others say for whom they wait."""
+    with _held(lock_within(directory), directory):
+        yield
+
+
+@contextmanager
+def _held(lock: Path, path: Path, *, another: str | None = None) -> Iterator[None]:
+    """Hold a lock; where another process does, wait, or raise a UserError with `another` as the remedy."""
+
+    def tell(holder: str) -> None:
+        say(f"Waiting for {holder}, which works on {path}", file=sys.stderr)
+
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            if not wait:
-                os.close(descriptor)
-                raise UserError(
-                    "Another process works in this directory",
-                    given=f"{path}, process {holder}",
-                    remedy=f"wait until it ends, or end it (kill {holder}), or run_dir=ANOTHER_DIRECTORY",
-                ) from None
-            say(f"Waiting for process {holder}, which works on {path}", file=sys.stderr)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if _stands_at(descriptor, lock):
-            return descriptor
-        os.close(descriptor)
-
-
-def _opened(lock: Path, path: Path) -> int:
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise UserError(
-            "Nothing can be written at this place",
-            given=f"{path}: {os.strerror(error.errno or 0)}",
-            allowed="a directory that this user may write to, on a disk with room",
-            remedy="name another directory",
-        ) from error
-
-
-def _stands_at(descriptor: int, lock: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(lock))
-    except FileNotFoundError:
-        return False
+            stack.enter_context(locked(lock, path, on_wait=tell if another is None else None))
+        except RetrievalError as error:
+            problem, remedy = error.problem, error.remedy
+            if isinstance(error, Held):
+                problem, remedy = "Another process works in this directory", f"{error.remedy}, or {another}"
+            raise UserError(problem, given=error.given, allowed=error.allowed, remedy=remedy) from error
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
+from tga.cli.run_directory import run_directory
 from tga.cli.steering import VECTORS_FILE, check_settings, prepare_steering, read_sweep, run_sweep, strength
 from tga.cli.steering_prompts import ASKED, subject_of
 from tga.cli.steering_report import write_sweep
@@ -27,12 +29,19 @@ def main(config: DictConfig) -> Path:
     """Extract vectors, sweep the strength; write vectors.safetensors, answers.jsonl, summary.json and table.md."""
     started = time.perf_counter()
     values = plain(config)
-    settings, evaluation, path = values["steering"], values["evaluation"], str(values["vlm"])
+    settings, path = values["steering"], str(values["vlm"])
     check_settings(settings)
     if settings["method"] == "cmrm_sample" and settings["alphas"] is None:
         problem = "At the sample level there are no vectors to extract, and nothing to choose without a grid"
         raise UserError(problem, remedy="steering.alphas=[0,0.5,1.0], or steering=cmrm")
     check_models({"vlm": path})
+    with run_directory(values["run_dir"]):
+        return _steer(config, values, started)
+
+
+def _steer(config: DictConfig, values: Mapping[str, Any], started: float) -> Path:
+    """What the command does in its directory."""
+    settings, evaluation, path = values["steering"], values["evaluation"], str(values["vlm"])
     prepare(config)
     sweep = read_sweep(settings, evaluation, rule_only=False)
     run_dir = start_run(config)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tga.alignment.objective import Objective
-from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
 from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
-from tga.cli.data import read_samples
 from tga.cli.half_precision import bfloat16_on_cpu
-from tga.cli.locks import exclusive
 from tga.cli.own_processes import own_processes, share_of_cores, with_own_processes
 from tga.cli.preflight import require_ready, require_settings
+from tga.cli.run_directory import export_directory, run_directory
+from tga.cli.stopwatch import Stopwatch
 from tga.cli.train_config import (
     BASE_FIELDS,
     DTYPES,
@@ -38,6 +37,7 @@ from tga.cli.train_config import (
     with_located_layers,
 )
 from tga.cli.train_description import hyper_parameters
+from tga.cli.train_neighbours import neighbours_file
 from tga.cli.train_report import print_outcome, resume_command, training_summary
 from tga.cli.train_targets import with_targets, with_text_pooling
 from tga.cli.value_checks import refuse, value_problems
@@ -47,6 +47,7 @@ from tga.data.noise import with_swapped_words
 from tga.data.sample import Sample
 from tga.evaluation.metrics import Metric, metrics_from_config, read_metric_questions, refuse_model_judges
 from tga.evaluation.suite import evaluate
+from tga.export.hf import refuse_foreign_directory
 from tga.export.run import card_of, export_source
 from tga.export.source import source_from_checkpoint
 from tga.resources import peak_rss_mib
@@ -74,20 +75,6 @@ from tga.vlm.image_tokens import check_image_tokens
 NOT_ASKED = ("root", "metrics", "anchors", "choose_root", "judge_model")
 
 
-@dataclasses.dataclass
-class Stopwatch:
-    """Seconds by stage, as keys of the summary."""
-
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block as `<name>_s`."""
-        started = time.perf_counter()
-        yield
-        self.seconds[f"{name}_s"] = round(time.perf_counter() - started, 3)
-
-
 @dataclasses.dataclass(frozen=True)
 class Loaded:
     """What the config names, loaded and checked."""
@@ -111,8 +98,8 @@ def main(config: DictConfig) -> Path | None:
 
 
 def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Path | None:
-    """All stages, in each process; `training` with the strategy for those that there are."""
-    started, watch = time.perf_counter(), Stopwatch()
+    """Connect the processes, of which the first keeps the run directory; `training` with the strategy for them."""
+    started = time.perf_counter()
     processes = check_processes(training["strategy"], sweep=sweep)
     console = terminal() if processes.first else Console(quiet=True)
     values = plain(config)
@@ -121,7 +108,17 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
     _say_slow_precision(values, console)
     start_processes(training["strategy"], training["accelerator"], sweep=sweep)
     config.run_dir = agreed(str(config.run_dir))  # its default is a time, which each process has its own of
-    values = plain(config)
+    with run_directory(config.run_dir) if processes.first else nullcontext():
+        return _stages(config, training, processes, console, started)
+
+
+def _stages(
+    config: DictConfig, training: Mapping[str, Any], processes: Processes, console: Console, started: float
+) -> Path | None:
+    """All stages, in each process."""
+    watch, values = Stopwatch(), plain(config)
+    if processes.first and values["export"] is not None:
+        refuse_foreign_directory(Path(values["run_dir"]) / values["export"])  # and not after the training
     with watch.stage("prepare"):
         if processes.local_rank == 0:
             prepare(config)
@@ -139,7 +136,7 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
         loaded = _load(values, base, data)
     samples = loaded.samples
     if values["alignment"]["retrieved"] != "none":
-        found = _neighbours(values, samples, watch, processes)
+        found = neighbours_file(values, samples, watch, processes)
         samples = with_neighbours(samples, found, used=values["data"]["neighbours_used"])
     samples = with_swapped_words(samples, values["data"]["swapped_words"], training["seed"])
     run_dir = start_run(config) if processes.first else Path(config.run_dir).absolute()
@@ -238,27 +235,6 @@ def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Metric]:
     return metrics
 
 
-def _neighbours(values: Mapping[str, Any], samples: Sequence[Sample], watch: Stopwatch, processes: Processes) -> Path:
-    """The neighbours file, made from the corpus where it is missing or of something else, by one process a machine."""
-    data = values["data"]
-    if data["neighbours"] is not None and data["captions"] is None:
-        return Path(data["neighbours"])
-    index_dir = Path(data["index_dir"]).absolute()
-    out = Path(data["neighbours"]) if data["neighbours"] is not None else index_dir / "neighbours.parquet"
-    captions = [data["captions"]] if isinstance(data["captions"], str) else data["captions"]
-    choice, k = EncoderChoice(**values["encoder"]), data["neighbours_k"]
-    if processes.local_rank == 0:
-        with exclusive(index_dir):
-            with watch.stage("index"):
-                ensure_index([Path(path) for path in captions], index_dir, choice, **values["index"], k=k)
-            with watch.stage("neighbours"):
-                if data["limit"] is not None:  # a trial run must not leave the neighbours of a few samples for all
-                    samples = read_samples({**data, "limit": None})
-                ensure_neighbours(index_dir, samples, out, choice, k=k, batch_size=values["index"]["batch_size"])
-    wait_for_all()
-    return out
-
-
 def _restored(checkpoint: Path, model: Mapping[str, Any]) -> Any:
     """The trained model as a whole, of which each process held a share."""
     dtype, attention = DTYPES[model["dtype"]], model["attn_implementation"]
@@ -286,7 +262,8 @@ def _export(result: FitResult, values: Mapping[str, Any], run_dir: Path, measure
         return None
     source = source_from_checkpoint(result.checkpoint, dtype=None)
     card = card_of(source, name=f"{values['name']}: {values['alignment']['name']}", figures=measured)
-    return export_source(source, run_dir / values["export"], card, format=values["export"])
+    with export_directory(run_dir / values["export"], option="run_dir") as output:
+        return export_source(source, output, card, format=values["export"])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tga.alignment.objective import Objective, pooled_layers
 from tga.alignment.token_weights import MEAN, SIF, SIF_A
-from tga.cli.locks import exclusive
+from tga.cli.locks import exclusive_within
 from tga.data.collate import Collator
 from tga.data.sample import Sample
 from tga.evaluation.models import default_device
@@ -62,7 +62,7 @@ def with_targets(
         return collator
     directory = Path(values["data"]["targets_dir"]).absolute()
     device = default_device() if training["accelerator"] == "auto" else training["accelerator"]
-    with exclusive(directory):
+    with exclusive_within(directory):
         store = stored_targets(
             model,
             family,

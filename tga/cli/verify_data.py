@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from tga.cli.common import hydra_command, plain
 from tga.cli.data import source_of
+from tga.cli.locks import claimed_output
 from tga.data.verify import Verified, verify
 from tga.errors import UserError
 from tga.terminal import literal
@@ -23,7 +24,7 @@ def main(config: DictConfig) -> None:
     values = plain(config)
     data, out = values["data"], Path(values["out"]).absolute()
     source = source_of(data)
-    with tqdm(desc="verifying", unit="record") as bar:
+    with claimed_output(out, option="out"), tqdm(desc="verifying", unit="record") as bar:
         found = verify(
             source,
             out,

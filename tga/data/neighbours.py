@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,12 @@ from retrieval_index.index import CaptionIndex
 from retrieval_index.manifest import Manifest
 from tga.data.picture import identity, open_picture
 from tga.data.sample import Sample
-from tga.files import atomic_path
+from tga.errors import UserError
+from tga.files import TEMPORARY, atomic_path, entries, remove_ours
 
 BLOCK = 4096  # samples that are encoded, searched and written together
 SEARCHES = ("exact", "index")
+MARK, PART = "made_of", re.compile(r"\d{6,}\.parquet")  # what stands in the folder of the parts
 FINGERPRINT = b"tga.neighbours"
 SCHEMA = pa.schema(
     [
@@ -82,7 +84,9 @@ def join_neighbours(
 
     Raises:
         RetrievalError: an index of another encoder, `k` too large for the corpus, a picture that cannot be decoded.
+        UserError: something else than an earlier neighbours file stands at `out`.
     """
+    refuse_other_file(out)
     index = CaptionIndex.open(index_dir, encoder=encoder)
     samples = [sample for sample in data if sample.images]
     own = own_rows(index, samples)
@@ -108,14 +112,14 @@ def join_neighbours(
             report(len(block))
     finally:
         if not _part(parts, 0).is_file():  # nothing to go on from
-            shutil.rmtree(parts)
+            remove_ours(parts, _is_part)
     without_query = 0
     with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for number in range(len(starts)):
             table = pq.read_table(_part(parts, number), schema=schema)
             without_query += pc.sum(pc.equal(pc.list_value_length(table["texts"]), 0)).as_py()
             writer.write_table(table)
-    shutil.rmtree(parts, ignore_errors=True)
+    remove_ours(parts, _is_part)
     return Joined(len(samples) - without_query, without_query)
 
 
@@ -151,14 +155,43 @@ def fingerprint(manifest: Manifest, samples: Iterable[Sample], k: int, search: s
 
 
 def _prepare_parts(out: Path, made_of: str) -> Path:
-    """The folder of the parts; what another join left in it is thrown away."""
+    """The folder of the parts; what another join left in it is thrown away.
+
+    Raises:
+        UserError: there is something in it that no join has left there.
+    """
     parts = out.with_name(f".{out.name}.parts")
-    mark, text = parts / "made_of", f"{made_of} in parts of {BLOCK}"
+    mark, text = parts / MARK, f"{made_of} in parts of {BLOCK}"
     if not (mark.is_file() and mark.read_text(encoding="utf-8") == text):
-        shutil.rmtree(parts, ignore_errors=True)
+        others = [name for name in entries(parts) if not (_is_part(name) and (mark.is_file() or MARK in name))]
+        if others:
+            raise UserError(
+                "The parts of the neighbours would be written where something else is",
+                given=f"{parts}: {others[0]}",
+                remedy="move it away, or neighbours_out=ANOTHER_FILE.parquet",
+            )
+        remove_ours(parts, _is_part)
         with atomic_path(mark) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return parts
+
+
+def _is_part(name: str) -> bool:
+    """Whether a file in the folder of the parts has a name that a join gives, an unfinished one included."""
+    if unfinished := TEMPORARY.fullmatch(name):
+        name = unfinished["name"]
+    return name == MARK or PART.fullmatch(name) is not None
+
+
+def refuse_other_file(out: Path) -> None:
+    """Raise UserError where `out` is there and is no neighbours file, such as the data set's own table."""
+    if out.exists() and read_fingerprint(out) is None:
+        raise UserError(
+            "The neighbours would replace something that is no neighbours file",
+            given=out,
+            allowed="a new file, or the neighbours of an earlier join",
+            remedy="neighbours_out=ANOTHER_FILE.parquet",
+        )
 
 
 def read_fingerprint(path: Path) -> str | None:

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,8 @@ MAX_PIXELS = 89_478_485  # Pillow's own bound: 256 MiB of RGB
 CHUNK = 64  # records of one task
 AHEAD = 4  # tasks per process that are handed out before the first one's end is waited for
 PROGRESS = ".progress"  # behind the name of the bad list
+
+ENTRY_KEYS, PROGRESS_KEYS = ("row", "id", "problem", "detail"), ("mark", "bad")  # of a line of either file
 
 Judged = tuple[Record, Problem | None]
 
@@ -85,10 +88,11 @@ def verify(
     Raises:
         UserError: there is no such data set, or something else than an earlier bad list stands at `out`.
     """
-    _refuse_other_file(out)
+    kept_in = out.with_name(out.name + PROGRESS)
+    _refuse_other_file(out, "bad list", ENTRY_KEYS)
+    _refuse_other_file(kept_in, "progress file", PROGRESS_KEYS)
     rows = iter(judged(source, limit, duplicate_ids))
     first = next(rows, None)  # what is wrong with the data set as a whole is said before anything is written
-    kept_in = out.with_name(out.name + PROGRESS)
     kept_in.parent.mkdir(parents=True, exist_ok=True)
     known = _read_progress(kept_in)
     found: list[Entry] = []
@@ -110,18 +114,21 @@ def verify(
     return Verified(records, found)
 
 
-def _refuse_other_file(out: Path) -> None:
-    """A bad list may be replaced, and an empty file; the data set itself, or anything else, may not."""
-    if not out.exists():
+def _refuse_other_file(path: Path, what: str, keys: tuple[str, ...]) -> None:
+    """A file of rows with just these keys may be replaced, and an empty one; the data or anything else may not."""
+    if not os.path.lexists(path):
         return
-    with suppress(OSError, UnicodeDecodeError, json.JSONDecodeError), out.open(encoding="utf-8") as lines:
-        row = json.loads(lines.readline() or '{"problem": "none"}')
-        if isinstance(row, dict) and "problem" in row:
+    with suppress(OSError, UnicodeDecodeError, json.JSONDecodeError), path.open(encoding="utf-8") as file:
+        *lines, cut = file.read().split("\n")  # a killed process may have cut off the last line, or the only one
+        rows = [json.loads(line) for line in lines]
+        begun = f'{{"{keys[0]}": '
+        known = not cut or cut.startswith(begun) or begun.startswith(cut)
+        if known and all(isinstance(row, dict) and tuple(row) == keys for row in rows):
             return
     raise UserError(
-        "The bad list would replace something that is no bad list",
-        given=out,
-        allowed="a new file, an empty one, or an earlier bad list",
+        f"The {what} would replace something that is no {what}",
+        given=path,
+        allowed=f"a new file, an empty one, or an earlier {what}",
         remedy="out=ANOTHER_FILE.jsonl",
     )
 

@@ -6,7 +6,6 @@ A cell that fails leaves its log and does not stop the others, except those that
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,9 @@ from pathlib import Path
 from typing import IO
 
 from tga.errors import UserError
-from tga.evaluation.cells import LOG, RECORD, SUMMARY, Cell, cell_summary, write_record
+from tga.evaluation.cells import LOG, RECORD, SUMMARY, Cell, cell_summary, is_cell, write_record
+from tga.files import LOCK, RetrievalError, lock_within, locked, remove_ours
+from tga.run_files import is_run_file
 
 POLL_S = 2.0
 NOT_STARTED = -1
@@ -98,11 +99,12 @@ class _Runner:
         """Run one cell to its end, its output in the cell's log; what keeps it from starting is its outcome too."""
         log = cell.directory / LOG
         try:
-            _empty(cell.directory)
-            write_record(cell)
+            with locked(lock_within(cell.directory), cell.directory):  # until it is made ready; then by the run itself
+                _empty(cell.directory)
+                write_record(cell)
             with log.open("wb") as output:
                 process = self._start(cell, output)
-        except (UserError, OSError) as error:
+        except (UserError, RetrievalError, OSError) as error:
             return Outcome(cell, 1, str(error))
         if process is None:
             return Outcome(cell, NOT_STARTED, "not started")
@@ -141,16 +143,15 @@ class _Runner:
 
 
 def _empty(directory: Path) -> None:
-    """A fresh directory; an older one is removed only if a comparison made it."""
+    """A fresh directory; where a comparison made an older one, the files that its run wrote are removed."""
     if directory.exists():
-        if any(directory.iterdir()) and not (directory / RECORD).is_file():
+        if not is_cell(directory) and [path.name for path in directory.iterdir() if path.name != LOCK]:
             raise UserError(
                 "a run's directory holds something that no comparison wrote",
                 given=directory,
                 remedy="run_dir=ANOTHER, or move it away",
             )
-        for entry in [entry for entry in directory.iterdir() if entry.name != RECORD]:
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        remove_ours(directory, lambda name: is_run_file(name) and name != RECORD)
         (directory / RECORD).unlink(missing_ok=True)  # last: a kill in between leaves the mark
     directory.mkdir(parents=True, exist_ok=True)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tga.files import write_json
+from tga.files import read_object, write_json
 
 LOG = "run.log"
 SUMMARY = "summary.json"
@@ -81,6 +81,11 @@ def write_record(cell: Cell) -> None:
     """Leave in the cell's directory what the run that now begins is of, and what it reads."""
     about = {"method": cell.method, "seed": cell.seed, "config_hash": cell.config_hash, "reads": cell.identity()}
     write_json(cell.directory / RECORD, about)
+
+
+def is_cell(directory: Path) -> bool:
+    """Whether a comparison made this directory: its record says of which run it is."""
+    return {"method", "seed", "config_hash", "reads"} <= read_object(directory / RECORD).keys()
 
 
 def cell_step(cell: Cell) -> int | None:

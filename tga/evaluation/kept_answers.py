@@ -15,10 +15,13 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tga.errors import UserError
 from tga.evaluation.questions import Question
+from tga.files import atomic_path, remove_ours
 
 
 def asked_of(questions: Sequence[Question]) -> list[tuple[Any, ...]]:
@@ -38,6 +41,9 @@ class KeptAnswers:
     Args:
         path: the file; its folder is made.
         identity: all that the answers depend on beside the questions, of JSON's kinds.
+
+    Raises:
+        UserError: something else stands at `path`.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -47,7 +53,9 @@ class KeptAnswers:
         path.parent.mkdir(parents=True, exist_ok=True)
         sound = self._read()
         if sound == 0:
-            path.write_text(json.dumps({"identity": self._identity}) + "\n", encoding="utf-8")
+            self._refuse_other_file()
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps({"identity": self._identity}) + "\n", encoding="utf-8")
         elif sound < path.stat().st_size:
             with path.open("r+b") as file:
                 file.truncate(sound)
@@ -59,6 +67,15 @@ class KeptAnswers:
         """Those to these rows, by number. rows: of JSON's kinds, such as `asked_of` gives them."""
         asked = _digest(list(rows))
         return AnswersToQuestions(self.path, asked, self._answers[asked])
+
+    def _refuse_other_file(self) -> None:
+        """Raise UserError where the file is there and is none of this class."""
+        if self.path.is_file() and self.path.stat().st_size and not _is_kept(self.path):
+            raise UserError(
+                "The answers would be kept in a file that no evaluation wrote",
+                given=self.path,
+                remedy="run_dir=ANOTHER_DIRECTORY, or move the file",
+            )
 
     def _read(self) -> int:
         """Take in the file's answers; returns how many bytes of it are sound, 0 where it is of something else."""
@@ -92,6 +109,19 @@ class AnswersToQuestions:
         with self._path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         self.known.update(answers)
+
+
+def remove_kept(folder: Path) -> None:
+    """Remove the files of kept answers from a folder, and the folder where nothing else is in it."""
+    remove_ours(folder, lambda name: _is_kept(folder / name))
+    with suppress(OSError):  # there is none, or something else is in it
+        folder.rmdir()
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a file begins as those of this module do."""
+    with path.open("rb") as lines:
+        return set(_object(lines.readline()) or ()) == {"identity"}
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

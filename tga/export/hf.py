@@ -19,9 +19,10 @@ from tga.errors import UserError
 from tga.export.card import ModelCard, render_card
 from tga.export.chat import exported_chat_template
 from tga.export.processor import puts_picture_first, save_processor
-from tga.files import atomic_directory
+from tga.files import atomic_directory, reason_to_keep
 from tga.vlm.pictures import Pictures
 
+KIND = "export of tga"  # in the mark of the directory, beside the list of its files
 MAX_SHARD_SIZE = "5GB"
 OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -42,13 +43,13 @@ def export_hf(
         trained_with: the template of the training, which becomes the chat template (`tga.export.chat`).
 
     Raises:
-        UserError: `out_dir` exists and is no earlier export (no config.json in it).
+        UserError: `out_dir` exists and is no earlier export, or holds more than that.
     """
     target = Path(out_dir).absolute()
     refuse_foreign_directory(target)
     chat_template = exported_chat_template(processor, trained_with)
     usage = USAGE + (WITH_CHAT if chat_template and not puts_picture_first(processor) else _with_prompt(processor))
-    with atomic_directory(target) as directory:
+    with atomic_directory(target, KIND) as directory:
         with _consistent_generation(model):
             model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
         save_processor(processor, chat_template, directory)
@@ -76,19 +77,17 @@ def _forget_local_names(file: Path) -> None:
 def refuse_foreign_directory(target: Path) -> None:
     """Raise a UserError where an export would replace something that is not an export.
 
-    A directory may be replaced when it is empty or holds a config.json and the card of an earlier export.
+    A directory may be replaced when it is empty or an earlier export, with the mark of one, and nothing in it was added
+    or changed since: a model that somebody downloaded has a config.json and a card too.
     """
-    if not target.exists():
-        return
-    is_export = (target / "config.json").is_file() and (target / "README.md").is_file()
-    if target.is_dir() and (is_export or not any(target.iterdir())):
-        return
-    raise UserError(
-        "The output exists and is no earlier export, so it is not replaced",
-        given=target,
-        allowed="a new path, an empty directory, or the directory of an earlier export",
-        remedy="output=ANOTHER/PATH, or move what is there",
-    )
+    reason = reason_to_keep(target, KIND)
+    if reason is not None:
+        raise UserError(
+            "The output exists and is no earlier export, so it is not replaced",
+            given=f"{target}: {reason}",
+            allowed="a new path, an empty directory, or the directory of an earlier export as it was written",
+            remedy="output=ANOTHER/PATH, or move what is there",
+        )
 
 
 def _with_prompt(processor: Any) -> str:

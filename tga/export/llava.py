@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from tga.errors import UserError
 from tga.export.card import ModelCard, render_card
-from tga.export.hf import refuse_foreign_directory
+from tga.export.hf import KIND, refuse_foreign_directory
 from tga.files import atomic_directory
 from tga.vlm.families import LLAVA, Family, component
 from tga.vlm.projector_files import PROJECTOR_FILE, SELECT_FEATURE, llava_names
@@ -52,7 +52,7 @@ def export_llava(
     refuse_foreign_directory(target)
     config = llava_config(model.config, card, llm_config)
     state = projector_state(model, family)
-    with atomic_directory(target) as directory:
+    with atomic_directory(target, KIND) as directory:
         torch.save(state, directory / PROJECTOR_FILE)
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (directory / "README.md").write_text(render_card(card, _usage(card, config["model_type"])), encoding="utf-8")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tga.errors import UserError
+from tga.run_files import checkpoints_in
 from tga.training.base_model import BaseModel
 from tga.training.lora import LoraSettings, add_lora, merge_lora
 from tga.vlm.families import FAMILIES, family_of
@@ -190,7 +191,7 @@ def latest_checkpoint(directory: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = sorted(Path(directory).glob("step-*.ckpt"))
+    found = checkpoints_in(directory)
     if not found:
         remedy = "run_dir=DIRECTORY of a run, or one of its .ckpt files; a new training begins with ckpt_path=null"
         raise UserError("There is no checkpoint here", given=directory, allowed="step-*.ckpt", remedy=remedy)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tga.alignment.token_weights import token_weights_fingerprint
 from tga.errors import UserError
+from tga.run_files import checkpoints_in
 from tga.training.checkpoint import FROZEN, TOKEN_WEIGHTS, latest_checkpoint, read_checkpoint
 from tga.training.settings import TrainSettings
 
@@ -42,7 +43,7 @@ def checkpoint_to_continue(ckpt_path: str | None, run_dir: Path) -> Path | None:
         UserError: the file is not there or no checkpoint, or the run directory holds checkpoints that the run would mix
             its own with: those of another run, or later ones than that to continue from.
     """
-    held = sorted((run_dir / "checkpoints").glob("step-*.ckpt"))
+    held = checkpoints_in(run_dir / "checkpoints")
     if ckpt_path is None:
         if held:
             raise UserError(

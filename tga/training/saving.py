@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from tga.files import atomic_path
+from tga.run_files import checkpoints_in
 
 
 class SaveCheckpoints(lightning.Callback):
@@ -68,7 +69,7 @@ class SaveCheckpoints(lightning.Callback):
             self._remove_older()
 
     def _remove_older(self) -> None:
-        for old in sorted(self.directory.glob("step-*.ckpt"))[: -self.keep]:
+        for old in checkpoints_in(self.directory)[: -self.keep]:
             old.unlink()
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from retrieval_index.engines import LocalEngine
 from retrieval_index.open_clip_encoder import OpenClipEncoder
 from retrieval_index.readers import Keys
 from retrieval_index.sentence_encoder import SentenceEncoder
+from retrieval_index.store import embeddings_path
 from tools.index_bench.synthetic import WORDS, captions
 from tools.index_bench.timing import ratio_of_medians
 
@@ -81,8 +82,9 @@ def _pipeline(directory: Path, encoder: OpenClipEncoder, texts: list[str], turns
                 torch.nn.functional.normalize(encoder._text.encode(batch), dim=-1)
 
     def stage() -> None:
-        for path in [*(work / "shards").glob("*.npy"), *(work / "encoded").glob("*.json")]:
-            path.unlink()
+        for number in sizes:
+            embeddings_path(work, number).unlink(missing_ok=True)
+            (work / "encoded" / f"{number:05d}.json").unlink(missing_ok=True)
         source = EncoderSource(EncoderSpec("open_clip", "ViT-B-32"))
         LocalEngine().encode(work, sizes, encoder, source, batch_size=BATCH, dtype="float32", report=lambda done: None)
 
