@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from omegaconf import DictConfig
 
 from tga.cli.common import hydra_command, plain, start_run, write_summary
 from tga.errors import UserError
+from tga.export.hf import NO_CHAT_TEMPLATE, lacks_chat_template
+from tga.export.licence import OTHER, Licence
 from tga.export.run import FORMATS, card_of, export_source
 from tga.export.source import Source, source_from_checkpoint, source_from_model
 from tga.training.base_model import BaseModel
@@ -27,7 +30,7 @@ def main(config: DictConfig) -> Path:
         raise UserError(
             "There is no such export format", given=values["format"], allowed=", ".join(FORMATS), remedy="format=hf"
         )
-    figures = _read_figures(values["figures"])
+    figures, licence = _read_figures(values["figures"]), _licence(values)
     source = _source(values)
     card = card_of(
         source,
@@ -36,8 +39,16 @@ def main(config: DictConfig) -> Path:
         figures=figures,
         llm_name=values["llm_name"],
         vision_tower_name=values["vision_tower_name"],
+        licence=licence,
+        datasets=values["datasets"],
     )
-    output = export_source(source, values["output"], card, format=values["format"], llm_name=values["llm_name"])
+    output = export_source(
+        source, values["output"], card, format=values["format"], llm_name=values["llm_name"],
+        chat_template=values["chat_template"], verify=values["verify"],
+    )  # fmt: skip
+    trained_with = values["chat_template"] or source.hyper_parameters.get("template")
+    if values["format"] == "hf" and lacks_chat_template(source.processor, trained_with):
+        print(NO_CHAT_TEMPLATE, file=sys.stderr)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     measured = {
         "total_s": round(time.perf_counter() - started, 3),
@@ -67,6 +78,14 @@ def _source(values: dict[str, object]) -> Source:
     if checkpoint is not None:
         return source_from_checkpoint(str(checkpoint), dtype=dtype)
     return source_from_model(BaseModel(**model), projector=None if projector is None else str(projector), dtype=dtype)
+
+
+def _licence(values: dict[str, object]) -> Licence | None:
+    """The licence that is given; None where none is."""
+    identifier, name, link = (values[key] for key in ("license", "license_name", "license_link"))
+    if identifier is None and name is None and link is None:
+        return None
+    return Licence(str(identifier or OTHER), None if name is None else str(name), None if link is None else str(link))
 
 
 def _read_figures(path: object) -> dict[str, object]:

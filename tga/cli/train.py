@@ -47,7 +47,7 @@ from tga.data.noise import with_swapped_words
 from tga.data.sample import Sample
 from tga.evaluation.metrics import Metric, metrics_from_config, read_metric_questions, refuse_model_judges
 from tga.evaluation.suite import evaluate
-from tga.export.run import card_of, export_source
+from tga.export.run import CHAT_TEMPLATES, card_of, export_source
 from tga.export.source import source_from_checkpoint
 from tga.resources import peak_rss_mib
 from tga.training.base_model import BaseModel
@@ -284,8 +284,12 @@ def _export(result: FitResult, values: Mapping[str, Any], run_dir: Path, measure
     if values["export"] is None:
         return None
     source = source_from_checkpoint(result.checkpoint, dtype=None)
+    # After a stage of captions the chat template is the one that the evaluation asks in.
+    asked = values["evaluation"]["chat_template"]
+    chat_template = asked if values["data"]["template"] == "plain" and asked in CHAT_TEMPLATES else None
     card = card_of(source, name=f"{values['name']}: {values['alignment']['name']}", figures=measured)
-    return export_source(source, run_dir / values["export"], card, format=values["export"])
+    format, verify = values["export"], values["verify"]
+    return export_source(source, run_dir / format, card, format=format, chat_template=chat_template, verify=verify)
 
 
 if __name__ == "__main__":
