@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.tiny import write_tiny_llava_json, write_tiny_parts
 from tests.tiny_families import made
+from tests.tiny_sentencepiece import make_sentencepiece
 from tga.cli.train import main
 from tga.training.callbacks import read_metrics
 from tga.training.checkpoint import read_checkpoint
@@ -21,23 +23,25 @@ from tga.vlm.families import family_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "experiment"
 PARTS = ["model.llm=llm", "model.vision_tower=vision_tower"]
+# Vicuna's tokenizer is a tokenizer.model, without a chat template.
+VICUNA = ["model.llm=vicuna", "model.vision_tower=vision_tower"]
 LAYERS = ["alignment.layers=[1,2]"]
 NEIGHBOURS = ["data.captions=null", "data.neighbours=neighbours.parquet"]
 # What stands in for the real model and its data; everything else is the experiment's own.
 TINY = {
-    "llava7b": [*PARTS, *LAYERS, *NEIGHBOURS],
-    "llava13b": [*PARTS, *LAYERS, *NEIGHBOURS],
+    "llava7b": [*VICUNA, *LAYERS, *NEIGHBOURS],
+    "llava13b": [*VICUNA, *LAYERS, *NEIGHBOURS],
     "llava7b_mistral": [*PARTS, *NEIGHBOURS],
-    "llava7b_finetune": [*PARTS, "model.projector=projector", "data.json=mix.json"],
+    "llava7b_finetune": [*VICUNA, "model.projector=projector", "data.json=mix.json"],
     "llava_next_mistral7b": ["model.vlm=llava_next", *LAYERS, *NEIGHBOURS],
     "qwen2_5_vl_7b": ["model.vlm=qwen2_5_vl", *LAYERS, *NEIGHBOURS],
-    "sharegpt4v_7b": [*PARTS, *LAYERS, *NEIGHBOURS],
+    "sharegpt4v_7b": [*VICUNA, *LAYERS, *NEIGHBOURS],
     "instructblip_7b": ["model.vlm=instructblip", *LAYERS, *NEIGHBOURS],
 }
 COMMON = [
     "data.json=train.json", "data.image_root=images", "training.batch_size=2", "training.accumulate_batches=1",
     "training.global_batch_size=null", "training.max_steps=2",
-    "training.num_workers=0", "training.accelerator=cpu", "training.log_every=1", "run_dir=run",
+    "training.num_workers=0", "training.accelerator=cpu", "training.log_every=1", "run_dir=run", "verify=false",
 ]  # fmt: skip
 
 
@@ -46,6 +50,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parts, complete models, pictures with captions, their neighbours, and a mix of instructions."""
     root = tmp_path_factory.mktemp("world")
     write_tiny_parts(root)
+    shutil.copytree(root / "llm", root / "vicuna")
+    make_sentencepiece(root / "vicuna")
     write_tiny_llava_json(root)
     for name in ("llava_next", "qwen2_5_vl", "instructblip"):
         model, processor = made(name)
@@ -80,7 +86,8 @@ def test_two_steps(experiment: str, world: Path, tmp_path: Path, monkeypatch: py
     assert [row["step"] for row in rows] == [1, 2] and all(row["loss_lm"] > 0 for row in rows)
     trained = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000002.ckpt")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "hf", dtype=torch.float32)
-    AutoProcessor.from_pretrained(tmp_path / "run" / "hf")
+    processor = AutoProcessor.from_pretrained(tmp_path / "run" / "hf")
+    assert processor.chat_template is not None or experiment == "instructblip_7b"
     projector = family_of(model).projector
     in_projector = {name for name in trained.weights if name.startswith(f"{projector}.")}
     assert in_projector == {name for name, _ in model.named_parameters() if name.startswith(f"{projector}.")}

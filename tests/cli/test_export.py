@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from tests.export.parts import trained_model, write_checkpoint
+from tga.cli.evaluate import main as evaluate_main
 from tga.cli.export import main
 
 
@@ -45,6 +47,45 @@ def test_a_run_becomes_a_directory_with_summary_and_card(
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["format"] == "hf" and summary["parameters"] > 1000 and summary["size_mib"] > 0
     assert (tmp_path / "out" / "config.yaml").is_file()
+
+
+def test_the_card_takes_licence_and_data_sets(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = ["llm_name=org/llm", "license=other", "license_name=mine", "license_link=https://there/it"]
+    arguments = [f"checkpoint={checkpoint}", "verify=false", "run_dir=out", "datasets=[org/data]", *named]
+    assert call(monkeypatch, tmp_path, *arguments) == 0
+    text = (tmp_path / "out" / "hf" / "README.md").read_text()
+    data = ModelCard(text).data
+    assert (data.license, data.license_name, data.license_link) == ("other", "mine", "https://there/it")
+    assert data.base_model == ["org/llm"] and data.datasets == ["org/data"]
+    assert str(tmp_path) not in text
+    capsys.readouterr()
+    assert call(monkeypatch, tmp_path, f"checkpoint={checkpoint}", "license=Not One", "run_dir=again") == 1
+    assert "license" in capsys.readouterr().err and not (tmp_path / "again").exists()
+
+
+def test_an_export_without_a_chat_template_says_which_key_gives_one(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And so does who asks in it: the key of the evaluation, where that of the training does nothing."""
+    (tmp_path / "parts" / "llm" / "chat_template.jinja").unlink()
+    arguments = [f"checkpoint={checkpoint}", "verify=false", "run_dir=out", "output=hf"]
+    assert call(monkeypatch, tmp_path, *arguments) == 0
+    said = capsys.readouterr().err
+    assert "chat_template=vicuna_v1" in said and "evaluation.chat_template=vicuna_v1" in said
+    (tmp_path / "q.jsonl").write_text(json.dumps({"id": "a", "prompt": "What?", "format": "chat", "group": "g"}))
+    asked = ["tga-evaluate", "models={m: hf}", "device=cpu", "dtype=float32", "evaluation.root=.", "run_dir=e",
+             "+evaluation.metrics.text_dsr={file: q.jsonl, judge: refusal}", "evaluation.max_new_tokens=1"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", asked)
+    with pytest.raises(SystemExit) as end:
+        evaluate_main()
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and "evaluation.chat_template=vicuna_v1" in said and "data.template" not in said
+    assert call(monkeypatch, tmp_path, *arguments, "chat_template=vicuna_v1") == 0
+    assert "chat_template=" not in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", asked)
+    evaluate_main()
 
 
 def test_a_llava_projector_goes_out_and_comes_back(

@@ -53,7 +53,7 @@ def test_llavas_projector_gives_the_trained_model(tmp_path: Path) -> None:
 
 def test_a_complete_model_is_its_own_source(tmp_path: Path) -> None:
     _, model, processor = trained_model(tmp_path / "parts")
-    directory = export_hf(model, processor, tmp_path / "vlm", CARD)
+    directory = export_hf(model, processor, tmp_path / "vlm", CARD, verify=False)
     source = source_from_model(BaseModel(vlm=str(directory)), projector=None, dtype=None)
     assert same_weights(source.model, model)
 
@@ -67,7 +67,7 @@ def test_parts_without_a_projector_are_refused(tmp_path: Path) -> None:
 def test_the_dtype_is_the_stored_one_unless_one_is_given(tmp_path: Path) -> None:
     base, model, processor = trained_model(tmp_path / "parts")
     assert base.stored_dtype() == torch.float32
-    directory = export_hf(model.bfloat16(), processor, tmp_path / "vlm", CARD)
+    directory = export_hf(model.bfloat16(), processor, tmp_path / "vlm", CARD, verify=False)
     half = BaseModel(vlm=str(directory))
     assert half.stored_dtype() == torch.bfloat16
     assert source_from_model(half, projector=None, dtype=None).model.lm_head.weight.dtype == torch.bfloat16

@@ -42,8 +42,8 @@ PACKAGES = (
     "tga-vlm", "torch", "torchvision", "transformers", "tokenizers", "lightning", "hydra-core", "open_clip_torch",
     "sentence-transformers", "faiss-cpu", "faiss-gpu", "pyarrow", "safetensors", "numpy", "pillow",
 )  # fmt: skip
-# Where a run stands and how it is continued is not part of what it computes.
-NOT_HASHED = ("run_dir", "report_dir", "ckpt_path")
+# Where a run stands, how it is continued and how its export is checked is not part of what it computes.
+NOT_HASHED = ("run_dir", "report_dir", "ckpt_path", "verify")
 
 
 def hydra_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,11 @@ from omegaconf import DictConfig
 from tga.cli.common import hydra_command, plain, start_run, write_summary
 from tga.cli.run_directory import export_directory, run_directory
 from tga.errors import UserError
+from tga.export.hf import NO_CHAT_TEMPLATE, lacks_chat_template
+from tga.export.licence import OTHER, Licence
 from tga.export.run import FORMATS, card_of, export_source
 from tga.export.source import Source, source_from_checkpoint, source_from_model
+from tga.terminal import say
 from tga.training.base_model import BaseModel
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,13 +34,18 @@ def main(config: DictConfig) -> Path:
         raise UserError(
             "There is no such export format", given=values["format"], allowed=", ".join(FORMATS), remedy="format=hf"
         )
-    figures = _read_figures(values["figures"])
+    figures, licence = _read_figures(values["figures"]), _licence(values)
     with run_directory(values["run_dir"]), export_directory(values["output"], option="output") as output:
-        return _export(config, values, figures, output, started)
+        return _export(config, values, figures, licence, output, started)
 
 
 def _export(
-    config: DictConfig, values: Mapping[str, Any], figures: Mapping[str, object], output: Path, started: float
+    config: DictConfig,
+    values: Mapping[str, Any],
+    figures: Mapping[str, object],
+    licence: Licence | None,
+    output: Path,
+    started: float,
 ) -> Path:
     """Load, export, and write the summary."""
     source = _source(values)
@@ -47,8 +56,16 @@ def _export(
         figures=figures,
         llm_name=values["llm_name"],
         vision_tower_name=values["vision_tower_name"],
+        licence=licence,
+        datasets=values["datasets"],
     )
-    export_source(source, output, card, format=values["format"], llm_name=values["llm_name"])
+    export_source(
+        source, output, card, format=values["format"], llm_name=values["llm_name"],
+        chat_template=values["chat_template"], verify=values["verify"],
+    )  # fmt: skip
+    trained_with = values["chat_template"] or source.hyper_parameters.get("template")
+    if values["format"] == "hf" and lacks_chat_template(source.processor, trained_with):
+        say(NO_CHAT_TEMPLATE, file=sys.stderr)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     measured = {
         "total_s": round(time.perf_counter() - started, 3),
@@ -78,6 +95,14 @@ def _source(values: Mapping[str, Any]) -> Source:
     if checkpoint is not None:
         return source_from_checkpoint(str(checkpoint), dtype=dtype)
     return source_from_model(BaseModel(**model), projector=None if projector is None else str(projector), dtype=dtype)
+
+
+def _licence(values: dict[str, object]) -> Licence | None:
+    """The licence that is given; None where none is."""
+    identifier, name, link = (values[key] for key in ("license", "license_name", "license_link"))
+    if identifier is None and name is None and link is None:
+        return None
+    return Licence(str(identifier or OTHER), None if name is None else str(name), None if link is None else str(link))
 
 
 def _read_figures(path: object) -> dict[str, object]:

@@ -48,7 +48,7 @@ from tga.data.sample import Sample
 from tga.evaluation.metrics import Metric, metrics_from_config, read_metric_questions, refuse_model_judges
 from tga.evaluation.suite import evaluate
 from tga.export.hf import refuse_foreign_directory
-from tga.export.run import card_of, export_source
+from tga.export.run import CHAT_TEMPLATES, card_of, export_source
 from tga.export.source import source_from_checkpoint
 from tga.resources import peak_rss_mib
 from tga.terminal import literal_lines
@@ -261,9 +261,13 @@ def _export(result: FitResult, values: Mapping[str, Any], run_dir: Path, measure
     if values["export"] is None:
         return None
     source = source_from_checkpoint(result.checkpoint, dtype=None)
+    # After a stage of captions the chat template is the one that the evaluation asks in.
+    asked = values["evaluation"]["chat_template"]
+    chat_template = asked if values["data"]["template"] == "plain" and asked in CHAT_TEMPLATES else None
     card = card_of(source, name=f"{values['name']}: {values['alignment']['name']}", figures=measured)
-    with export_directory(run_dir / values["export"], option="run_dir") as output:
-        return export_source(source, output, card, format=values["export"])
+    format, verify = values["export"], values["verify"]
+    with export_directory(run_dir / format, option="run_dir") as output:
+        return export_source(source, output, card, format=format, chat_template=chat_template, verify=verify)
 
 
 if __name__ == "__main__":

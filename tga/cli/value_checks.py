@@ -66,6 +66,8 @@ KINDS: dict[str, Kind] = {
     "training.seed": SEED, "training.centre_captions": WHOLE, "training.save_every": whole(0),
     "training.keep_checkpoints": WHOLE, "training.log_every": WHOLE,
     "training.gradient_norm_every": whole(0), "training.loggers": TEXTS,
+    # export
+    "verify": FLAG, "license": TEXT | NULL, "license_name": TEXT | NULL, "license_link": TEXT | NULL, "datasets": TEXTS,
     # evaluation, steering, localisation
     "evaluation.batch_size": whole(1), "evaluation.max_new_tokens": whole(1), "evaluation.limit": whole(1) | NULL,
     "evaluation.seed": SEED, "evaluation.metrics": MAPPING, "evaluation.metrics.*": MAPPING,

@@ -79,6 +79,7 @@ def prompt_rows(
             add_generation_prompt=True,
             image_token=codec.token,
             picture=codec.text,
+            setting=f"evaluation.{question.format}_template",
         )
         image_tokens = [] if question.image is None else [codec.tokens(_size(question.image) if codec.vary else None)]
         encoded = encode(rendered, processor.tokenizer, image_tokens=image_tokens, image_token=codec.token)

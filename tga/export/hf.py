@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from tga.errors import UserError
 from tga.export.card import ModelCard, render_card
 from tga.export.chat import exported_chat_template
+from tga.export.layout import spell_for_all
 from tga.export.processor import puts_picture_first, save_processor
+from tga.export.verify import verify_directory
 from tga.files import atomic_directory, reason_to_keep
 from tga.vlm.pictures import Pictures
 
@@ -34,28 +37,43 @@ def export_hf(
     card: ModelCard,
     *,
     trained_with: str | None = None,
+    verify: bool = True,
 ) -> Path:
     """Write `model` and `processor` to `out_dir` (replaced as a whole, and only once it is complete) and return it.
 
-    The weights keep the dtype they have. Parameters are saved under the names that transformers uses on disk.
+    The weights keep the dtype they have. Names on disk are those that older versions read too (`tga.export.layout`).
 
     Args:
         trained_with: the template of the training, which becomes the chat template (`tga.export.chat`).
+        verify: load the directory again in a fresh process before it takes its name (`tga.export.verify`).
 
     Raises:
-        UserError: `out_dir` exists and is no earlier export, or holds more than that.
+        UserError: `out_dir` exists and is no earlier export, or holds more than that; or what was written does not load
+            as `model`.
     """
     target = Path(out_dir).absolute()
     refuse_foreign_directory(target)
     chat_template = exported_chat_template(processor, trained_with)
-    usage = USAGE + (WITH_CHAT if chat_template and not puts_picture_first(processor) else _with_prompt(processor))
+    prompt = None if chat_template and not puts_picture_first(processor) else _prompt(processor)
+    usage = USAGE + (WITH_CHAT if prompt is None else WITH_PROMPT.replace("PROMPT", json.dumps(prompt)))
+    usage += NEEDS.format(version=transformers.__version__, checked=CHECKED if verify else NOT_CHECKED)
+    if lacks_chat_template(processor, trained_with):
+        usage += f"\n{NO_CHAT_TEMPLATE}\n"
     with atomic_directory(target, KIND) as directory:
         with _consistent_generation(model):
             model.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
-        save_processor(processor, chat_template, directory)
+        saved = save_processor(processor, chat_template, directory)
         _forget_local_names(directory / "config.json")
+        spell_for_all(directory)
+        if verify:
+            verify_directory(directory, model, saved, prompt)
         (directory / "README.md").write_text(render_card(card, usage), encoding="utf-8")
     return target
+
+
+def lacks_chat_template(processor: Any, trained_with: str | None) -> bool:
+    """Whether an export has no chat template and needs one (InstructBLIP's processor does without)."""
+    return not puts_picture_first(processor) and not exported_chat_template(processor, trained_with)
 
 
 def _forget_local_names(file: Path) -> None:
@@ -90,10 +108,9 @@ def refuse_foreign_directory(target: Path) -> None:
         )
 
 
-def _with_prompt(processor: Any) -> str:
-    """The card's lines where there is no chat template."""
-    prompt = "Describe the image." if puts_picture_first(processor) else Pictures(processor).text + "\\n"
-    return WITH_PROMPT.replace("PROMPT", prompt)
+def _prompt(processor: Any) -> str:
+    """What stands beside a picture where there is no chat template."""
+    return "Describe the image." if puts_picture_first(processor) else Pictures(processor).text + "\n"
 
 
 @contextmanager
@@ -114,6 +131,17 @@ def _consistent_generation(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = before
 
 
+NEEDS = """
+Needs transformers 5.0 or newer; written by {version}. {checked}
+"""
+CHECKED = """Loaded again from disk in a fresh process before it took its name: no weight missing or unexpected, same
+token ids, same logits."""
+NOT_CHECKED = "Not loaded again after it was written."
+NO_CHAT_TEMPLATE = (
+    "There is no chat template: the tokenizer of the language model has none, and the training was on captions alone "
+    "(data.template=plain). Name one to export the model with it (tga-export chat_template=vicuna_v1), or to ask in it "
+    "(tga-evaluate evaluation.chat_template=vicuna_v1)."
+)
 USAGE = """```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -130,7 +158,7 @@ print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_spec
 """
 WITH_PROMPT = """from PIL import Image
 
-inputs = processor(images=Image.open("PICTURE"), text="PROMPT", return_tensors="pt")
+inputs = processor(images=Image.open("PICTURE"), text=PROMPT, return_tensors="pt")
 print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
 ```
 """

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tga.errors import UserError
-from tga.export.card import ModelCard, render_card
+from tga.export.card import ModelCard, is_hub_id, render_card
 from tga.export.hf import KIND, refuse_foreign_directory
 from tga.files import atomic_directory
 from tga.vlm.families import LLAVA, Family, component
@@ -144,7 +144,8 @@ def _not_mlp2x(found: str) -> UserError:
 
 def _usage(card: ModelCard, model_type: str) -> str:
     """LLaVA's loader puts every base language model into its Llama class, which a Mistral config does not fit."""
-    return ((SERVE if model_type == "llava_llama" else "") + TRAIN_ON).format(llm=card.base_llm)
+    llm = card.base_llm if is_hub_id(card.base_llm) else "LANGUAGE_MODEL"
+    return ((SERVE if model_type == "llava_llama" else "") + TRAIN_ON).format(llm=llm)
 
 
 SERVE = """LLaVA wants `llava` in the name of this directory, and the language model as its base:

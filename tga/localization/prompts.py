@@ -70,6 +70,7 @@ def text_prompt(
         image=False,
         add_generation_prompt=True,
         image_token=image_token,
+        setting="evaluation.chat_template",
     )
     encoding = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
     offsets = torch.tensor(encoding["offset_mapping"], dtype=torch.long).reshape(-1, 2)

@@ -6,6 +6,8 @@ models in a row, beside progress of our own; so that bar is hidden while we load
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,10 @@ from retrieval_index.model_code import ALLOWED_MODELS, ModelCodeError, own_code_
 from tga.errors import UserError
 
 WEIGHTS_BAR = "Loading weights"
+# What reads a tokenizer.model (Llama 1 and 2, Vicuna, Mistral): where they are missing, transformers takes the file for
+# one of tiktoken's and advises that package.
+OF_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+SPEAKS_OF_SENTENCEPIECE = re.compile("sentencepiece|tiktoken|protobuf", re.IGNORECASE)
 
 
 def pretrained(loader: Any, path: str, *, remedy: str, **arguments: Any) -> Any:
@@ -31,7 +37,16 @@ def pretrained(loader: Any, path: str, *, remedy: str, **arguments: Any) -> Any:
     try:
         with without_weights_bar(), without_own_code(path, remedy=remedy):
             return loader.from_pretrained(path, trust_remote_code=False, **arguments)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
+        missing = [package for module, package in OF_SENTENCEPIECE.items() if not _is_installed(module)]
+        if missing and SPEAKS_OF_SENTENCEPIECE.search(str(error)):
+            raise UserError(
+                f"The tokenizer is a SentencePiece model, and what reads one is not installed: {', '.join(missing)}",
+                given=path,
+                remedy=f"pip install {' '.join(missing)}",
+            ) from error
+        if isinstance(error, ImportError):
+            raise
         # A path that is no hub id either: what transformers says of it speaks of the form of hub ids.
         no_directory = not Path(path).exists() and (Path(path).is_absolute() or path.count("/") > 1)
         reason = "there is no such directory" if no_directory else str(error).strip().splitlines()[0]
@@ -66,6 +81,13 @@ def stored_dtype(path: str, *, remedy: str) -> torch.dtype:
     config = pretrained(AutoConfig, path, remedy=remedy)
     found = config.dtype or config.get_text_config().dtype
     return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False
 
 
 @contextmanager

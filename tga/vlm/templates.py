@@ -87,6 +87,7 @@ def render(
     add_generation_prompt: bool = False,
     image_token: str = "<image>",
     picture: str | None = None,
+    setting: str = "data.template",
 ) -> Rendered:
     """Render a conversation.
 
@@ -99,12 +100,13 @@ def render(
         retrieved: text to put before the image (or before the first user turn of a conversation without one).
         add_generation_prompt: end where the model's answer begins.
         picture: what stands for a picture in the prompt where that is more than `image_token`, which is within it.
+        setting: the setting that names the template, for errors.
 
     Raises:
         UserError: an unknown template or role, an image token without a picture, or a chat template that refuses the
             conversation or alters its text.
     """
-    chat = _chat_template(template, tokenizer)
+    chat = _chat_template(template, tokenizer, setting)
     picture = picture or image_token
     messages = _messages(turns, chat, image, retrieved, image_token, tokenizer)
     pictures = sum(message.parts.count(None) for message in messages)
@@ -115,7 +117,7 @@ def render(
         "The chat template drops or alters the text of a turn, so its tokens cannot be told apart",
         given=f"template {template!r}, turns of {', '.join(dict.fromkeys(message.role for message in messages))}",
         allowed="a template that repeats each turn unchanged",
-        remedy="data.template=vicuna_v1",
+        remedy=f"{setting}=vicuna_v1",
     )
     refusals: list[UserError] = []
     rendered = False
@@ -123,7 +125,7 @@ def render(
     generated: list[tuple[int, int]] = []
     for content in _forms(messages, template, picture, bool(expected)):
         try:
-            marked, generated = _render_jinja(content, chat.jinja, tokenizer, add_generation_prompt)
+            marked, generated = _render_jinja(content, chat.jinja, tokenizer, add_generation_prompt, setting)
         except UserError as refusal:  # it may take the next form
             refusals.append(refusal)
             continue
@@ -212,7 +214,7 @@ def _parts(text: str, image_token: str, words: bool) -> list[str | None]:
     return parts
 
 
-def _chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+def _chat_template(template: str, tokenizer: PreTrainedTokenizerBase, setting: str) -> ChatTemplate:
     if template in BUILT_IN:
         return BUILT_IN[template]
     if template == OF_THE_TOKENIZER:
@@ -224,9 +226,9 @@ def _chat_template(template: str, tokenizer: PreTrainedTokenizerBase) -> ChatTem
             "The tokenizer has no chat template",
             given=tokenizer.name_or_path or type(tokenizer).__name__,
             allowed=", ".join(BUILT_IN),
-            remedy="data.template=vicuna_v1",
+            remedy=f"{setting}=vicuna_v1",
         )
-    raise UserError("Unknown template", given=template, allowed=", ".join(TEMPLATES), remedy="data.template=...")
+    raise UserError("Unknown template", given=template, allowed=", ".join(TEMPLATES), remedy=f"{setting}=...")
 
 
 @functools.lru_cache(maxsize=16)
@@ -235,7 +237,11 @@ def _marks_generation(chat_template: str) -> bool:
 
 
 def _render_jinja(
-    messages: list[dict[str, Any]], chat_template: str, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
+    messages: list[dict[str, Any]],
+    chat_template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    add_generation_prompt: bool,
+    setting: str,
 ) -> tuple[str, list[tuple[int, int]]]:
     """Marked text and, where the template says them, the assistant's spans in it."""
     marks_generation = _marks_generation(chat_template)
@@ -252,7 +258,7 @@ def _render_jinja(
         raise UserError(
             f"The chat template refuses the conversation: {error}",
             given=[message["role"] for message in messages],
-            remedy="data.template=vicuna_v1",
+            remedy=f"{setting}=vicuna_v1",
         ) from error
     spans = [(int(start), int(end)) for start, end in generated[0]] if generated else []
     return rendered[0], spans
