@@ -144,10 +144,8 @@ def test_every_way_to_the_prompt_gives_the_ids_of_the_training(tokenizer: str, t
     }
     assert ways == dict.fromkeys(ways, [ids])
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    # For transformers 4 and llama.cpp.
+    # For transformers 4 and llama.cpp; the rest of the older spelling is that of the whole directory (test_layout).
     assert (config["add_bos_token"], config["add_eos_token"]) == (False, False)
-    assert config["tokenizer_class"] in ("PreTrainedTokenizerFast", "LlamaTokenizer")
-    assert not isinstance(config.get("extra_special_tokens"), list)
     assert set(ours.all_special_tokens) == set(loaded.tokenizer.all_special_tokens)
 
 

@@ -24,7 +24,7 @@ def test_each_format_writes_its_files(source: Source, tmp_path: Path) -> None:
     card = card_of(source, name="tiny")
     assert (export_source(source, tmp_path / "a", card, format="hf", verify=False) / "model.safetensors").is_file()
     llava = export_source(source, tmp_path / "b", card, format="llava")
-    assert sorted(path.name for path in llava.iterdir()) == ["README.md", "config.json", "mm_projector.bin"]
+    assert sorted(path.name for path in llava.iterdir()) == [MARK, "README.md", "config.json", "mm_projector.bin"]
 
 
 def without_chat_template(source: Source) -> Source:

@@ -34,6 +34,6 @@ def puts_picture_first(processor: Any) -> bool:
 
 
 def _add_nothing(file: Path) -> None:
-    """Say in tokenizer_config.json too that no special tokens are added: transformers 4 and converters to GGUF read it."""
+    """Say that no special tokens are added where transformers 4 and converters to GGUF read it."""
     config = json.loads(file.read_text(encoding="utf-8")) | {"add_bos_token": False, "add_eos_token": False}
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ so keys that are missing or unexpected, other token ids, and logits that differ 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,9 @@ def _loaded_again(directory: Path, prompt: str | None, attention: str) -> dict[s
         # -P: the program's folder is not on the path, where its neighbours would hide modules of other packages.
         command = [sys.executable, "-P", str(reload.__file__), json.dumps(asked)]
         try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+            ended = subprocess.run(
+                command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=TIMEOUT_S
+            )
         except subprocess.TimeoutExpired as error:
             raise _refused("loading it took too long", f"{TIMEOUT_S} s") from error
         if ended.returncode < 0:
