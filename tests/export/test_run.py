@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoProcessor
 
+from retrieval_index.ownership import MARK
 from tests.export.parts import trained_model, write_checkpoint
 from tga.errors import UserError
 from tga.export.run import card_of, export_source
