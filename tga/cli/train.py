@@ -20,8 +20,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from tga.alignment.objective import Objective
+from tga.cli.build_index import EncoderChoice, ensure_index, ensure_neighbours
 from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
+from tga.cli.data import read_samples
 from tga.cli.half_precision import bfloat16_on_cpu
+from tga.cli.locks import exclusive
 from tga.cli.own_processes import own_processes, share_of_cores, with_own_processes
 from tga.cli.preflight import require_ready, require_settings
 from tga.cli.run_directory import export_directory, run_directory
@@ -37,7 +40,6 @@ from tga.cli.train_config import (
     with_located_layers,
 )
 from tga.cli.train_description import hyper_parameters
-from tga.cli.train_neighbours import neighbours_file
 from tga.cli.train_report import print_outcome, resume_command, training_summary
 from tga.cli.train_targets import with_targets, with_text_pooling
 from tga.cli.value_checks import refuse, value_problems
@@ -108,7 +110,8 @@ def _run(config: DictConfig, training: Mapping[str, Any], *, sweep: bool) -> Pat
     _say_slow_precision(values, console)
     start_processes(training["strategy"], training["accelerator"], sweep=sweep)
     config.run_dir = agreed(str(config.run_dir))  # its default is a time, which each process has its own of
-    with run_directory(config.run_dir) if processes.first else nullcontext():
+    kept = processes.first and not Path(config.run_dir).is_file()  # a file is told with all else that is wrong
+    with run_directory(config.run_dir) if kept else nullcontext():
         return _stages(config, training, processes, console, started)
 
 
@@ -136,7 +139,7 @@ def _stages(
         loaded = _load(values, base, data)
     samples = loaded.samples
     if values["alignment"]["retrieved"] != "none":
-        found = neighbours_file(values, samples, watch, processes)
+        found = _neighbours(values, samples, watch, processes)
         samples = with_neighbours(samples, found, used=values["data"]["neighbours_used"])
     samples = with_swapped_words(samples, values["data"]["swapped_words"], training["seed"])
     run_dir = start_run(config) if processes.first else Path(config.run_dir).absolute()
@@ -233,6 +236,27 @@ def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Metric]:
     refuse_model_judges(metrics)
     read_metric_questions(metrics, evaluation["limit"])
     return metrics
+
+
+def _neighbours(values: Mapping[str, Any], samples: Sequence[Sample], watch: Stopwatch, processes: Processes) -> Path:
+    """The neighbours file, made from the corpus where it is missing or of something else, by one process a machine."""
+    data = values["data"]
+    if data["neighbours"] is not None and data["captions"] is None:
+        return Path(data["neighbours"])
+    index_dir = Path(data["index_dir"]).absolute()
+    out = Path(data["neighbours"]) if data["neighbours"] is not None else index_dir / "neighbours.parquet"
+    captions = [data["captions"]] if isinstance(data["captions"], str) else data["captions"]
+    choice, k = EncoderChoice(**values["encoder"]), data["neighbours_k"]
+    if processes.local_rank == 0:
+        with exclusive(index_dir):
+            with watch.stage("index"):
+                ensure_index([Path(path) for path in captions], index_dir, choice, **values["index"], k=k)
+            with watch.stage("neighbours"):
+                if data["limit"] is not None:  # a trial run must not leave the neighbours of a few samples for all
+                    samples = read_samples({**data, "limit": None})
+                ensure_neighbours(index_dir, samples, out, choice, k=k, batch_size=values["index"]["batch_size"])
+    wait_for_all()
+    return out
 
 
 def _restored(checkpoint: Path, model: Mapping[str, Any]) -> Any:
