@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from retrieval_index.plain_text import visible, visible_lines
+from retrieval_index.visible_text import visible, visible_lines
 
 
 class RetrievalError(Exception):

@@ -29,7 +29,7 @@ ROOMS = {
     "mini": {"evaluation", "data", "vlm"},
 }  # fmt: skip
 # What the index and the rooms do in the same way, and what knows nothing of an index.
-FOR_ALL = {"retrieval_index.model_code", "retrieval_index.picture_files", "retrieval_index.plain_text"}
+FOR_ALL = {"retrieval_index.model_code", "retrieval_index.picture_files", "retrieval_index.visible_text"}
 # The modules beside the rooms serve them all.
 SHARED = {path.stem for path in (ROOT / "tga").glob("*.py")} - {"__init__"}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from retrieval_index.plain_text import visible
+from retrieval_index.visible_text import visible
 from tests.tiny import tiny_picture
 from tests.tiny_clip import write_tiny_clip
 from tga.cli import build_index, doctor, own_processes, verify_data

@@ -5,7 +5,7 @@ A command prints its message and exits with code 1; every other exception is a d
 
 from __future__ import annotations
 
-from retrieval_index.plain_text import visible, visible_lines
+from retrieval_index.visible_text import visible, visible_lines
 
 
 class UserError(Exception):

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from rich.text import Text
 
-from retrieval_index.plain_text import visible, visible_lines
+from retrieval_index.visible_text import visible, visible_lines
 
 
 def say(*lines: object, file: TextIO | None = None) -> None:

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from retrieval_index.plain_text import visible
+from retrieval_index.visible_text import visible
 from tga.cli.common import hydra_command, plain, prepare, start_run, write_summary
 from tga.cli.comparison_plan import RUNS, check_comparison, plan_runs
 from tga.cli.comparison_report import Results, read_results, write_report

@@ -13,7 +13,7 @@ from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from tqdm import tqdm
 
-from retrieval_index.plain_text import visible
+from retrieval_index.visible_text import visible
 from tga.cli.common import config_hash, plain
 from tga.cli.comparison_plan import override_text
 from tga.cli.inputs import inputs_identity

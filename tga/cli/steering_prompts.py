@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from retrieval_index.plain_text import visible
+from retrieval_index.visible_text import visible
 from tga.errors import UserError
 from tga.evaluation.prompts import prompt_batch, prompt_rows
 from tga.evaluation.questions import Question, read_questions

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from retrieval_index.plain_text import visible
+from retrieval_index.visible_text import visible
 from tga.alignment.layers import measured_layers
 from tga.alignment.modality_gap import layer_gap, modality_integration_rate
 from tga.errors import UserError

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from retrieval_index.plain_text import visible
+from retrieval_index.visible_text import visible
 from tga.evaluation.kept_answers import AnswersToQuestions
 from tga.evaluation.prompts import PromptBatch, prompt_batch, prompt_rows
 from tga.evaluation.questions import Question

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from retrieval_index.plain_text import visible
+from retrieval_index.visible_text import visible
 from tga.evaluation.rates import Interval
 from tga.files import atomic_path
 from tga.terminal import literal

@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from retrieval_index.errors import RetrievalError
-from retrieval_index.plain_text import visible, visible_lines
+from retrieval_index.visible_text import visible, visible_lines
 from tga.errors import UserError
 
 BIDI = [0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
