@@ -15,12 +15,14 @@ import json
 import os
 import shlex
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -101,13 +103,22 @@ def locked(lock: Path, path: Path, *, on_wait: Callable[[str], None] | None = No
 
 def _acquired(lock: Path, path: Path, on_wait: Callable[[str], None] | None) -> FileLock:
     # 0666: a killed process of another user must not keep out those who may write here.
-    file = FileLock(lock, mode=0o666, thread_local=False, fallback_to_soft=False, on_acquired=_sign)
+    foreign = _is_foreign(lock)
+    how: dict[str, Any] = {"preserve_lock_file": True} if foreign else {"on_acquired": _sign}
+    file = FileLock(lock, mode=0o666, thread_local=False, fallback_to_soft=False, **how)
     told = False
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)  # whoever held it before may have removed it, empty
             file.acquire(blocking=told, poll_interval=POLL_S)
-            return file
+            if not foreign:
+                return file
+            file.release()
+            raise RetrievalError(
+                "A file of somebody else stands where the lock of this place would be",
+                given=f"{path}: {lock}",
+                remedy="move that file, or name another directory",
+            )
         except Timeout as error:
             holder = read_holder(lock)
             if on_wait is None:
@@ -118,6 +129,18 @@ def _acquired(lock: Path, path: Path, on_wait: Callable[[str], None] | None) -> 
             continue
         except (OSError, NotImplementedError) as error:
             raise _cannot_lock(path, error) from error
+
+
+def _is_foreign(lock: Path) -> bool:
+    """Whether a file stands at the place of the lock that no lock has written."""
+    try:
+        status = lock.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            return False  # the lock itself refuses these
+        of_before = lock.read_bytes()[:32].strip().isdigit()  # earlier versions wrote their process id alone
+    except OSError:
+        return False  # nothing there, or nothing that can be read: acquiring it says what is wrong
+    return status.st_nlink > 1 or (status.st_size > 0 and not of_before and read_holder(lock) is None)
 
 
 def _cannot_lock(path: Path, error: OSError | NotImplementedError) -> RetrievalError:

@@ -12,7 +12,9 @@ import pytest
 
 from tests.tiny import write_tiny_llava_json, write_tiny_parts
 from tga.cli import compare, inputs
+from tga.cli.comparison_plan import _recipe
 from tga.cli.locks import claimed
+from tga.errors import UserError
 from tga.evaluation.cell_runs import Outcome
 from tga.evaluation.cells import Cell, write_record
 
@@ -367,3 +369,9 @@ def test_real_runs_and_a_real_evaluation_of_one(
     capsys.readouterr()
     assert call(monkeypatch, tmp_path, *paths, *training, *questions, *settings, "evaluation.max_new_tokens=5") == 0
     assert "3 of 3 runs are there already" in capsys.readouterr().out
+
+
+def test_a_variant_that_names_code_by_its_path_is_refused() -> None:
+    variants = {"v": {"of": "tga", "overrides": ["alignment.objectives.tga.kind='evil:Code'"]}}
+    with pytest.raises(UserError, match="The variant v names code by its import path.*evil:Code"):
+        _recipe("v", variants)

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from retrieval_index.locks import LOCK, lock_within, read_holder
+from retrieval_index.errors import RetrievalError
+from retrieval_index.locks import LOCK, lock_within, locked, read_holder
 from tga.cli.locks import claimed, claimed_output, exclusive, exclusive_within
 from tga.errors import UserError
 
@@ -155,3 +156,19 @@ def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path, take: Cal
     ):
         with take(tmp_path / "file" / "below"):
             pytest.fail("held")
+
+
+def test_a_file_of_somebody_else_at_the_place_of_the_lock_stays(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / ".lock").write_text("precious")
+    with (
+        pytest.raises(RetrievalError, match="somebody else.*move that file"),
+        locked(lock_within(directory), directory),
+    ):
+        pass
+    assert (directory / ".lock").read_text() == "precious"
+    (directory / ".lock").write_text("")  # what a killed holder left before it signed
+    with locked(lock_within(directory), directory):
+        pass
+    assert not (directory / ".lock").exists()

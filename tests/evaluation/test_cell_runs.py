@@ -153,3 +153,10 @@ def test_an_interrupt_ends_what_is_running(tmp_path: Path) -> None:
         run_cells([cell(tmp_path, 0), slow, cell(tmp_path, 2)], jobs=2, threads=1, on_end=interrupt)
     assert time.monotonic() - started < 20
     assert json.loads((tmp_path / "tga-0" / "summary.json").read_text())["config_hash"] == "abc"
+
+
+def test_a_run_imports_nothing_from_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "yaml.py").write_text("raise SystemExit('a file beside the data was run')")
+    monkeypatch.chdir(tmp_path)
+    outcome = run_cells([cell(tmp_path, 0, "import yaml\n" + WRITE)], jobs=1, threads=1)[0]
+    assert outcome.code == 0, outcome.tail

@@ -125,7 +125,9 @@ def _objective(where: str, settings: Any, layers: int) -> Objective:
     keys = {key: value for key, value in settings.items() if key != "kind"}
     if "layers" in keys:
         keys["layers"] = resolve_layers(keys["layers"], layers)
-    factory = registered(OBJECTIVES, settings["kind"], key=f"{where}.kind", own=said_on_the_command_line("alignment"))
+    factory = registered(
+        OBJECTIVES, settings["kind"], key=f"{where}.kind", own=said_on_the_command_line("alignment.objectives")
+    )
     objective = made(factory, keys, key=where)
     if lacking := [name for name in OF_AN_OBJECTIVE if not hasattr(objective, name)]:
         raise UserError(

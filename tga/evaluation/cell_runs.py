@@ -124,7 +124,8 @@ class _Runner:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=dict(self._environment),
+                # As -P: what lies in the current directory (a yaml.py beside somebody's data) is no module of ours.
+                env={**self._environment, "PYTHONSAFEPATH": "1"},
             )
             self._running[cell] = process
             return process

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from tga.errors import UserError
 from tga.evaluation.kept_answers import AnswersToQuestions
 from tga.vlm.padding import pad_rows, padding_id
-from tga.vlm.plain_text import plain_text
+from tga.vlm.plain_text import count_control_tokens, plain_text
 
 FORMS = ("conversation", "question", "text")
 SET_JUDGE = "evaluation.judge_model.path=PATH evaluation.judge_model.form=conversation"
@@ -86,10 +86,10 @@ class JudgeForm:
         """What the judge reads before its verdict. Raises UserError where it needs a chat template and has none."""
         prompt, answer = (plain_text(tokenizer, text).strip() for text in (prompt, answer))
         if self.form == "text":
-            return self._filled(prompt, answer)
+            return self._filled(tokenizer, prompt, answer)
         said = [("user", prompt), ("assistant", answer)]
         if self.form == "question":
-            said = [("user", self._filled(prompt, answer))]
+            said = [("user", self._filled(tokenizer, prompt, answer))]
         remedy = "evaluation.judge_model.form=text evaluation.judge_model.template=TEXT"
         if tokenizer.chat_template is None:
             raise UserError(
@@ -111,11 +111,27 @@ class JudgeForm:
         problem = f"The judge's chat template does not take this form ({refused})"
         raise UserError(problem, given=self.form, allowed=FORMS, remedy=remedy)
 
-    def _filled(self, prompt: str, answer: str) -> str:
-        # In one pass, so that a request that holds the text "{answer}" is not filled in.
-        places = {"{prompt}": prompt, "{answer}": answer}
+    def _filled(self, tokenizer: Any, prompt: str, answer: str) -> str:
+        """The template with both filled in; apart from its words where they would make a control token with them."""
         template = QUESTION if self.template is None else self.template
-        return re.sub(r"\{prompt\}|\{answer\}", lambda place: places[place.group()], template)
+
+        def fill(prompt: str, answer: str) -> str:
+            # In one pass, so that a request that holds the text "{answer}" is not filled in.
+            places = {"{prompt}": prompt, "{answer}": answer}
+            return re.sub(r"\{prompt\}|\{answer\}", lambda place: places[place.group()], template)
+
+        filled, own = fill(prompt, answer), count_control_tokens(tokenizer, fill("a", "b"))
+        if count_control_tokens(tokenizer, filled) == own:
+            return filled
+        filled = fill(f" {prompt} ", f" {answer} ")
+        if count_control_tokens(tokenizer, filled) == own:
+            return filled
+        raise UserError(
+            "What is judged and the words around it make a control token of the judge",
+            given=filled[:400],
+            allowed="control tokens of the template alone",
+            remedy="evaluation.judge_model.template=TEXT with line breaks around {prompt} and {answer}",
+        )
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,12 @@ def plain_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> lis
     return [plain_text(tokenizer, text) for text in texts]
 
 
+def count_control_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """How many control tokens the tokenizer finds in a text that stands alone, those for unknown text apart."""
+    controls = _control_tokens(tokenizer, len(tokenizer))
+    return len(controls.places(tokenizer, text)) if controls.suspected(text) else 0
+
+
 def control_places(
     tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]
 ) -> list[tuple[int, int]]:
@@ -110,16 +116,23 @@ class _ControlTokens:
         places = []
         for identity, (start, end) in zip(ids, offsets, strict=True):
             if identity in self.ids:
-                while start < end and text[start] in _BLANKS:
+                while start < end and _is_blank(text[start]):  # a token may swallow the blanks beside it
                     start += 1
-                while start < end and text[end - 1] in _BLANKS:
+                while start < end and _is_blank(text[end - 1]):
                     end -= 1
                 if start < end and not self._is_unknown_text(identity, text[start:end]):
                     places.append((start, end))
         return sorted(set(places))
 
     def _is_unknown_text(self, identity: int, written: str) -> bool:
-        return self.unknown is not None and identity == self.unknown[0] and self.unknown[1] not in written
+        if self.unknown is None or identity != self.unknown[0]:
+            return False
+        token = self.unknown[1]
+        if self.normalizer is None:
+            return token not in written
+        return token not in written and self.normalizer.normalize_str(token).strip(_BLANKS) not in (
+            self.normalizer.normalize_str(written)
+        )
 
 
 @functools.lru_cache(maxsize=16)
@@ -149,7 +162,10 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, _size: int) -> _ControlT
 
 
 def _is_control(token: str, special: bool) -> bool:
+    """A sign that a tokenizer pads with (`!`) is text all the same."""
     bare = token.strip(_BLANKS)
-    if special:
-        return bool(bare)
-    return len(bare) > 2 and bare[0] in _OPENING and bare[-1] in _CLOSING
+    return len(bare) > 2 and (special or (bare[0] in _OPENING and bare[-1] in _CLOSING))
+
+
+def _is_blank(character: str) -> bool:
+    return character.isspace() or character in _BLANKS

@@ -182,7 +182,8 @@ def _messages(
         words = _parts(text, image_token, words=chat.words) if i in with_image else [text]
         parts = [word if word is None else _mark(plain_text(tokenizer, word), _OF_A_ROLE[role]) for word in words]
         if retrieved and i == holder:
-            parts = [_mark(plain_text(tokenizer, retrieved), _RETRIEVED), *parts]
+            # Without our marks first: they would part a control token, and be taken out of the prompt later.
+            parts = [_mark(plain_text(tokenizer, _MARKS.sub("", retrieved)), _RETRIEVED), *parts]
         messages.append(_Message(role, tuple(parts)))
     return messages
 
