@@ -49,22 +49,23 @@ def in_a_table(path: Path) -> TablePicture:
     return TablePicture(str(path.with_suffix(".parquet")), "image", 0)
 
 
-def verified(path: Path) -> None:
+def verified(path: Path) -> str:
     problem = problem_of_picture(path, MAX_PIXELS)
     if problem is not None:
         raise UserError(f"{problem.kind} {problem.detail}")
+    return "no problem"
 
 
-def questions(path: Path) -> None:
+def questions(path: Path) -> list[Path | None]:
     rows = path.with_name("questions.jsonl")
     rows.write_text(json.dumps({"id": 1, "prompt": "What?", "image": path.name}))
-    read_questions(rows)
+    return [question.image for question in read_questions(rows)]
 
 
-def scenes(path: Path) -> None:
+def scenes(path: Path) -> list[Path | None]:
     (path.parent / "scenes" / "gun").mkdir(parents=True)
     path.rename(path.parent / "scenes" / "gun" / path.name)
-    read_toxic_scenes(path.parent / "scenes", "What?")
+    return [question.image for question in read_toxic_scenes(path.parent / "scenes", "What?")]
 
 
 # Of files, and of anything that may stand in their place.
@@ -134,7 +135,13 @@ def test_postscript_starts_nothing(door: str, postscript: Path, ghostscript: Pat
 @pytest.mark.parametrize("door", [*OF_FILES, *OF_BYTES])
 def test_a_picture_passes(door: str, tmp_path: Path) -> None:
     tiny_picture().save(tmp_path / "a.jpg")
-    (OF_FILES | OF_BYTES)[door](tmp_path / "a.jpg")
+    found = (OF_FILES | OF_BYTES)[door](tmp_path / "a.jpg")
+    if isinstance(found, Image.Image):
+        assert (found.mode, found.size) == ("RGB", (8, 8) if door == "the mean picture" else (40, 40))
+    elif isinstance(found, list):
+        assert [path.name for path in found] == ["a.jpg"]
+    else:
+        assert found in ("no problem", (40, 40))
 
 
 @pytest.mark.usefixtures("soon")

@@ -15,7 +15,15 @@ from retrieval_index.files import (
     write_json,
 )
 from retrieval_index.locks import LOCK, lock_within, locked
-from retrieval_index.ownership import atomic_directory, entries, read_object, reason_to_keep, remove_ours
+from retrieval_index.ownership import (
+    atomic_directory,
+    entries,
+    listed,
+    marked_files,
+    read_object,
+    reason_to_keep,
+    remove_ours,
+)
 
 __all__ = [
     "LOCK",
@@ -26,8 +34,10 @@ __all__ = [
     "entries",
     "file_sha256",
     "give_modes",
+    "listed",
     "lock_within",
     "locked",
+    "marked_files",
     "read_object",
     "reason_to_keep",
     "remove_ours",

@@ -55,10 +55,10 @@ def registered(group: str, name: Any, *, key: str, own: Collection[str] = ()) ->
 
 
 def made(factory: Any, settings: Mapping[str, Any], *, key: str) -> Any:
-    """`factory(**settings)`, with one error for keys that it does not take or misses, and for values of a wrong kind.
+    """`factory(**settings)`, with one error for keys that it does not take or misses.
 
     Raises:
-        UserError: as above, and what `factory` itself raises as such.
+        UserError: as above; what `factory` itself raises passes.
     """
     takes = inspect.signature(factory)
     try:
@@ -70,14 +70,7 @@ def made(factory: Any, settings: Mapping[str, Any], *, key: str) -> Any:
             allowed=", ".join(takes.parameters),
             remedy=f"{key}.KEY=VALUE",
         ) from error
-    try:
-        return factory(**settings)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{key} has a value that it does not take ({error})",
-            given=", ".join(f"{name}={value}" for name, value in settings.items()),
-            remedy=f"{key}.KEY=VALUE",
-        ) from error
+    return factory(**settings)
 
 
 def _entries(group: str) -> dict[str, EntryPoint]:

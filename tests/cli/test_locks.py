@@ -110,7 +110,7 @@ def test_the_parent_of_a_run_directory_need_not_be_writable(tmp_path: Path) -> N
     tmp_path.chmod(0o555)
     try:
         with claimed(tmp_path / "run"):
-            pass
+            assert read_holder(lock_within(tmp_path / "run")).process == os.getpid()
     finally:
         tmp_path.chmod(0o755)
 

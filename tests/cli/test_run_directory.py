@@ -19,6 +19,9 @@ import pytest
 
 from tests.tiny import tiny_llava, tiny_picture, write_tiny_llava_json, write_tiny_parts
 from tga.cli import compare, evaluate, export, locate, steer, train, verify_data
+from tga.cli.run_directory import export_directory
+from tga.export.hf import KIND
+from tga.files import atomic_directory
 from tga.training.callbacks import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,3 +148,15 @@ def test_two_trainings_do_not_mix_and_a_killed_one_goes_on(
     assert [row["step"] for row in read_metrics(world / "out" / "metrics.jsonl")] == list(range(1, 31))
     assert mine.read_bytes() == b"a copy" and not half.exists()
     assert not list((world / "out").glob(".*"))
+
+
+def test_what_a_killed_export_left_goes_and_what_somebody_added_to_it_stays(tmp_path: Path) -> None:
+    half, retired = tmp_path / ".hf.7.abcdefgh.tmp", tmp_path / ".hf.8.abcdefgh.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_text("half")
+    with atomic_directory(retired, KIND) as directory:
+        (directory / "config.json").write_text("{}")
+    (retired / "notes.txt").write_text("mine")
+    with export_directory(tmp_path / "hf", option="output"):
+        assert not half.exists()
+    assert [path.name for path in retired.iterdir()] == ["notes.txt"]

@@ -203,7 +203,9 @@ def test_blanks_that_a_token_swallows_are_no_part_of_it(blank: str) -> None:
     tokenizer.add_tokens(tokens, special_tokens=True)
     tokenizer.chat_template = "{% for m in messages %}<|a|>{{ m['content'] }}<|b|>{% endfor %}"
     rendered = render([("user", f"{blank}A cat{blank}")], template="tokenizer", tokenizer=tokenizer, image=False)
-    encode(rendered, tokenizer, image_tokens=[])  # no error
+    ids = encode(rendered, tokenizer, image_tokens=[]).input_ids.tolist()  # no error
+    assert (ids[0], ids[-1]) == tuple(tokenizer.convert_tokens_to_ids(["<|a|>", "<|b|>"]))
+    assert "A cat" in tokenizer.decode(ids)
 
 
 def test_a_control_token_that_stands_for_unknown_text_too_is_taken_out_as_the_normaliser_writes_it() -> None:

@@ -12,8 +12,8 @@ import yaml
 from tga.cli.locks import claimed, claimed_output
 from tga.errors import UserError
 from tga.evaluation.cells import is_cell
-from tga.export.hf import refuse_foreign_directory
-from tga.files import TEMPORARY
+from tga.export.hf import KIND, refuse_foreign_directory
+from tga.files import TEMPORARY, listed, marked_files, remove_ours
 from tga.run_files import CONFIG, run_files_in
 
 
@@ -51,8 +51,21 @@ def export_directory(output: str | Path, *, option: str) -> Iterator[Path]:
         for beside in real.parent.iterdir():
             unfinished = TEMPORARY.fullmatch(beside.name)
             if unfinished and unfinished["name"] == real.name and beside.is_dir() and not beside.is_symlink():
-                shutil.rmtree(beside)
+                _remove_unfinished_export(beside)
         yield path
+
+
+def _remove_unfinished_export(directory: Path) -> None:
+    """Remove a directory under a temporary name of our own writer.
+
+    One without a mark was being written, by us alone. One with a mark was complete, or stood at the name of the export
+    and was being retired: what somebody had added to it stays.
+    """
+    files = marked_files(directory, KIND)
+    if files is None:
+        shutil.rmtree(directory)
+    else:
+        remove_ours(directory, listed(directory, files))
 
 
 def _refuse_other_files(directory: Path, option: str) -> None:

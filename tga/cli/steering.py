@@ -22,7 +22,7 @@ from tga.alignment.layers import resolve_layers
 from tga.cli.steering_prompts import Meaningless, RequestShifts, Subject, anchor_differences
 from tga.cli.steering_report import write_sweep
 from tga.errors import UserError
-from tga.evaluation.generate import Steer, evaluating
+from tga.evaluation.generate import Steer
 from tga.evaluation.metrics import Metric, metrics_from_config, read_metric_questions, refuse_model_judges
 from tga.evaluation.questions import Question, read_questions
 from tga.evaluation.suite import Judged, measure
@@ -33,6 +33,7 @@ from tga.steering.pictures import PICTURES
 from tga.steering.vectors import Vectors, describe_model, load_vectors, save_vectors
 from tga.terminal import say
 from tga.vlm.families import num_layers
+from tga.vlm.modes import evaluating
 
 METHODS = ("cmrm", "cmrm_sample")
 DEFAULT_ALPHA = 1.0

@@ -128,7 +128,14 @@ def _objective(where: str, settings: Any, layers: int) -> Objective:
     factory = registered(
         OBJECTIVES, settings["kind"], key=f"{where}.kind", own=said_on_the_command_line("alignment.objectives")
     )
-    objective = made(factory, keys, key=where)
+    try:
+        objective = made(factory, keys, key=where)
+    except (TypeError, ValueError) as error:  # a constructor does no more than look at its arguments
+        raise UserError(
+            f"{where} has a value that it does not take ({error})",
+            given=", ".join(f"{name}={value}" for name, value in keys.items()),
+            remedy=f"{where}.KEY=VALUE",
+        ) from error
     if lacking := [name for name in OF_AN_OBJECTIVE if not hasattr(objective, name)]:
         raise UserError(
             f"This is no objective: it lacks {', '.join(lacking)}",

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from tga.alignment.layers import measured_layers
-from tga.evaluation.generate import evaluating
 from tga.evaluation.prompts import prompt_batch, prompt_rows
 from tga.evaluation.questions import Question
 from tga.vlm.families import Family, image_token_id, num_layers
 from tga.vlm.hidden_states import multimodal_hidden_states, text_hidden_states
+from tga.vlm.modes import evaluating
 from tga.vlm.padding import pad_rows, padding_id
 from tga.vlm.spans import mean_pool
 from tga.vlm.token_spans import encode_text

@@ -18,11 +18,11 @@ from retrieval_index.visible_text import visible
 from tga.alignment.layers import measured_layers
 from tga.alignment.modality_gap import layer_gap, modality_integration_rate
 from tga.errors import UserError
-from tga.evaluation.generate import evaluating
 from tga.evaluation.prompts import prompt_batch, prompt_rows
 from tga.evaluation.questions import Question
 from tga.vlm.families import Family, component, image_token_id, num_layers
 from tga.vlm.hidden_states import multimodal_hidden_states, text_hidden_states
+from tga.vlm.modes import evaluating
 from tga.vlm.padding import pad_rows, padding_id
 from tga.vlm.pictures import Pictures
 from tga.vlm.token_spans import encode_text

@@ -18,6 +18,7 @@ import torch
 
 from tga.errors import UserError
 from tga.export import reload
+from tga.vlm.modes import evaluating
 
 TIMEOUT_S = 3600
 # Largest difference of logits, as a share of the largest logit (or of 1), by dtype: what another order of additions
@@ -39,9 +40,8 @@ def verify_directory(directory: Path, model: Any, processor: Any, prompt: str | 
         UserError: the directory cannot be loaded, keys are missing, unexpected or of other shapes, or token ids or
             logits differ.
     """
-    training = model.training
-    ids, logits = reload.probe(model.eval(), processor, prompt)
-    model.train(training)
+    with evaluating(model):
+        ids, logits = reload.probe(model, processor, prompt)
     found = _loaded_again(directory, prompt, "eager" if model.config._attn_implementation == "eager" else "sdpa")
     if found["keys"]:
         raise _refused("its weights are incomplete, or their names are not those of the loader", found["keys"])

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tga.errors import UserError
 from tga.vlm.families import Family, component, num_layers
+from tga.vlm.modes import evaluating
 
 
 class _DeepestLayerReached(Exception):
@@ -42,22 +43,6 @@ def capture_hidden_states(model: nn.Module, family: Family, layers: Collection[i
     missing = sorted(set(layers) - set(states))
     if missing:
         raise RuntimeError(f"no hidden state arrived from layers {missing}; those that did: {sorted(states)}")
-
-
-@contextmanager
-def without_dropout(module: nn.Module) -> Iterator[None]:
-    """A module and all in it in eval mode for a block; each part's own mode comes back.
-
-    Layers of dropout are not all: attention drops by a function that asks its module's mode (`attention_dropout`).
-    """
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def text_hidden_states(
@@ -84,7 +69,7 @@ def text_hidden_states(
     states: dict[int, Tensor] = {}
     position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
     language_model = component(model, family.language_model)
-    with without_dropout(language_model), _hooks(model, family, layers, states, stop_after=max(layers)):
+    with evaluating(language_model), _hooks(model, family, layers, states, stop_after=max(layers)):
         try:
             language_model(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False

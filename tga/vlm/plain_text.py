@@ -4,11 +4,11 @@ A tokenizer finds its control tokens (`<|im_end|>`, `</s>`, `<image>`, `[INST]`)
 those of the template may be there. So a text from outside goes through :func:`plain_text` before it meets a template or
 the tokenizer: each control token in it is taken out, and a blank stands in its place where two words would join.
 
-Control tokens are those that a tokenizer lists as special, and those that it merely adds if they stand between
-brackets or bars (`<tool_call>`, `[UNUSED_TOKEN_145]`, `|||EMAIL_ADDRESS|||`). What else is added is text: runs of
-blanks and line breaks, single letters, words. The tokenizer itself has the last word on what it finds: that covers
-tokens matched after Unicode normalisation, and Unigram models, which find `</s>` in a text although nothing is added
-(`split_special_tokens` leaves both as they are). The tokens of all other texts stay what they were.
+Control tokens are those of three signs and more that a tokenizer lists as special, and those that it merely adds if
+they stand between brackets or bars (`<tool_call>`, `[UNUSED_TOKEN_145]`, `|||EMAIL_ADDRESS|||`). What else is added is
+text: runs of blanks and line breaks, single letters, words. The tokenizer itself has the last word on what it finds:
+that covers tokens matched after Unicode normalisation, and Unigram models, which find `</s>` in a text although nothing
+is added (`split_special_tokens` leaves both as they are). The tokens of all other texts stay what they were.
 """
 
 from __future__ import annotations
